@@ -1,0 +1,35 @@
+"""What can go wrong in a way the user can act on; each class carries its exit code."""
+
+
+class WmtpError(Exception):
+    """A user's mistake or a refused input: shown as one or two plain lines, exit code 2."""
+
+    exit_code = 2
+
+
+class ConfigError(WmtpError):
+    """A config, recipe or command-line value that cannot be used."""
+
+
+class DataError(WmtpError):
+    """A data file, tokenizer or shard that cannot be used."""
+
+
+class CheckpointError(WmtpError):
+    """A model directory or checkpoint that cannot be used."""
+
+
+class DeviceError(WmtpError):
+    """A device, dtype or distributed setting that this machine does not have."""
+
+
+class DivergedError(WmtpError):
+    """Training met a loss or gradient that is not finite."""
+
+    exit_code = 3
+
+
+class StorageError(WmtpError):
+    """A checkpoint or result could not be written."""
+
+    exit_code = 4

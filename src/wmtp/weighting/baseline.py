@@ -1,0 +1,17 @@
+"""``baseline-mtp``: every target counts the same."""
+
+from typing import ClassVar
+
+from torch import Tensor
+
+from wmtp.weighting.base import Scope, Signals, Weighting
+
+
+class Baseline(Weighting):
+    """Plain multi-token prediction: ``w = 1``."""
+
+    scope: ClassVar[Scope] = "known"
+
+    def weights(self, signals: Signals) -> Tensor:
+        """Ones where valid."""
+        return signals.valid_BSH.float()

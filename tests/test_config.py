@@ -1,0 +1,234 @@
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import BaseModel
+
+from wmtp.config import Config, Recipe, Settings, _inner_section, _is_section, load_settings
+from wmtp.errors import ConfigError
+from wmtp.weighting import Rho1
+
+RECIPE: dict[str, Any] = {
+    "run": {"name": "trial", "tags": ["a", "b"]},
+    "model": {
+        "hidden_size": 64,
+        "num_layers": 2,
+        "num_heads": 4,
+        "num_kv_heads": 2,
+        "heads": {"horizon": 4},
+    },
+    "data": {
+        "train": {"sources": ["text.txt", {"path": "x.jsonl", "split": "train"}], "max_length": 32},
+        "eval": {"sources": ["text.txt"]},
+    },
+    "weighting": {"algorithm": "rho1-wmtp", "temperature": 2.0},
+    "loss": {"head_scale": [1, 0.3, 0.3, 0.3]},
+    "train": {"max_steps": 5, "early_stopping": {"enabled": False}},
+    "optim": {"lr": 0.001, "betas": [0.9, 0.95]},
+}
+CONFIG: dict[str, Any] = {
+    "devices": {"compute_backend": "cpu", "fsdp": {"enabled": False}},
+    "mps_optimizations": {"fallback_to_cpu": False},
+    "paths": {"models": {"base": None}, "datasets": {}, "checkpoints": {"keep_last": 3}},
+    "mlflow": {"enabled": False},
+    "tensorboard": {"enabled": False},
+    "log_interval": 2,
+}
+
+
+def write(folder: Path, config: Any = CONFIG, recipe: Any = RECIPE) -> tuple[str, str]:
+    paths = folder / "config.yaml", folder / "recipe.yaml"
+    for path, values in zip(paths, (config, recipe), strict=True):
+        path.write_text(values if isinstance(values, str) else yaml.safe_dump(values))
+    return str(paths[0]), str(paths[1])
+
+
+def load(folder: Path, *overrides: str, **files: Any) -> Settings:
+    return load_settings(*write(folder, **files), overrides=overrides)
+
+
+def faults(folder: Path, *overrides: str, **files: Any) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        load(folder, *overrides, **files)
+    return str(caught.value).splitlines()
+
+
+def with_value(tree: dict[str, Any], path: tuple[str, ...], value: Any) -> dict[str, Any]:
+    key, *rest = path
+    inner = with_value(tree.get(key) or {}, tuple(rest), value) if rest else value
+    return {**tree, key: inner}
+
+
+def sections(model: type[BaseModel], path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Every section of a schema, found from the schema itself."""
+    yield path
+    for name, field in model.model_fields.items():
+        inner = _inner_section(field.annotation)
+        if _is_section(inner) and name not in ("sources", "weighting"):
+            yield from sections(inner, (*path, name))
+
+
+ALL_SECTIONS = [("config", path) for path in sections(Config)] + [
+    ("recipe", path) for path in [*sections(Recipe), ("weighting",)]
+]
+
+
+@pytest.mark.parametrize(("file", "path"), ALL_SECTIONS, ids=lambda value: str(value))
+def test_a_misspelled_key_in_any_section_names_file_line_and_key(
+    tmp_path: Path, file: str, path: tuple[str, ...]
+) -> None:
+    broken = with_value(CONFIG if file == "config" else RECIPE, (*path, "no_such_thing"), 1)
+    (line,) = faults(tmp_path, **{file: broken})
+    assert f"{file}.yaml:" in line
+    assert ".".join((*path, "no_such_thing")) + ": no such key." in line
+    assert "Allowed: " in line
+
+
+@pytest.mark.parametrize(("file", "path"), ALL_SECTIONS, ids=lambda value: str(value))
+def test_a_section_that_is_a_word_is_refused(
+    tmp_path: Path, file: str, path: tuple[str, ...]
+) -> None:
+    if not path:
+        assert "expected sections with keys" in faults(tmp_path, **{file: "- just\n- a list\n"})[0]
+        return
+    broken = with_value(CONFIG if file == "config" else RECIPE, path, "word")
+    assert any(".".join(path) in line for line in faults(tmp_path, **{file: broken}))
+
+
+def test_the_nearest_key_is_named(tmp_path: Path) -> None:
+    (line,) = faults(tmp_path, recipe=with_value(RECIPE, ("optim", "warmup_step"), 1))
+    assert "optim.warmup_step: no such key. Did you mean warmup_steps?" in line
+    (line,) = faults(tmp_path, recipe=with_value(RECIPE, ("weighting", "temprature"), 1))
+    assert "weighting.temprature: no such key. Did you mean temperature?" in line
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (("optim", "lr"), "fast", "optim.lr is 'fast': it should be a valid number"),
+        (("optim", "lr"), True, "optim.lr is True: it should be a valid number"),
+        (("optim", "lr"), -1.0, "optim.lr is -1.0: it should be greater than 0"),
+        (("optim", "betas"), [0.9], "optim.betas.1 is missing."),
+        (("optim", "min_lr"), 1.0, "optim: min_lr 1.0 is above lr 0.001"),
+        (("data", "train", "batch_size"), 2.5, "it should be a valid integer"),
+        (("data", "train", "sources"), [], "data.train.sources has 0 usable values"),
+        (("data", "train", "sources"), [{"path": "x", "split": "dev"}], "Allowed: all, train"),
+        (("model", "heads", "kind"), "sequentia", "Did you mean sequential?"),
+        (("model", "num_heads"), 3, "must be an even multiple of num_heads 3"),
+        (("model", "max_seq_length"), 8, "data max_length exceeds model.max_seq_length 8"),
+        (("loss", "head_scale"), [1.0], "must have 4 factors"),
+        (("loss", "head_scale"), [0.0] * 4, "not all 0"),
+        (("train", "num_epochs"), 1, "give exactly one of max_steps and num_epochs"),
+        (("train", "early_stopping"), {"enabled": True}, "needs data.eval.sources and train.eval"),
+        (("train", "algo"), "x", "train.algo is now called weighting.algorithm"),
+        (("rho1",), {"x": 1}, "rho1 is now called weighting (algorithm: rho1-wmtp)"),
+        (("optimizer",), {"lr": 1}, "optimizer is now called optim"),
+        (("weighting", "algorithm"), "rho2-wmtp", "Use baseline-mtp, column, rho1-wmtp"),
+        (("weighting", "mode"), "skip", "weighting.mode is 'skip'"),
+        (("weighting", "max_weight"), 0.5, "it should be greater than or equal to 1"),
+        (("weighting",), {}, "weighting.algorithm is missing"),
+        (("run", "name"), "../up", "run.name is '../up'"),
+    ],
+)
+def test_a_wrong_value_in_the_recipe_says_what_is_allowed(
+    tmp_path: Path, path: tuple[str, ...], value: Any, message: str
+) -> None:
+    found = faults(tmp_path, recipe=with_value(RECIPE, path, value))
+    assert any(message in line for line in found), found
+
+
+@pytest.mark.parametrize("section", ["data", "train"])
+def test_a_missing_section_is_named(tmp_path: Path, section: str) -> None:
+    recipe = {key: value for key, value in RECIPE.items() if key != section}
+    assert any(f"{section} is missing." in line for line in faults(tmp_path, recipe=recipe))
+
+
+def test_sharding_is_refused_while_there_is_none(tmp_path: Path) -> None:
+    (line,) = faults(tmp_path, config=with_value(CONFIG, ("devices", "fsdp", "enabled"), True))
+    assert "devices.fsdp.enabled is True. Allowed: False." in line
+
+
+def test_all_faults_of_both_files_and_of_overrides_come_at_once(tmp_path: Path) -> None:
+    found = faults(
+        tmp_path,
+        "recipe.optim.lr=fast",
+        "nosection.x=1",
+        "no-equals-sign",
+        config=with_value(CONFIG, ("devices", "sed"), 1),
+        recipe=with_value(RECIPE, ("modell",), {}),
+    )
+    for part in ("devices.sed", "modell", "--set recipe.optim.lr=fast", "nosection", "no-equals"):
+        assert any(part in line for line in found), (part, found)
+
+
+def test_overrides_win_and_profiles_lie_between(tmp_path: Path) -> None:
+    profile = tmp_path / "p.yaml"
+    profile.write_text("log_interval: 7\ndevices: {seed: 3}\n")
+    settings = load_settings(
+        *write(tmp_path),
+        profiles=(str(profile),),
+        overrides=("recipe.optim.lr=3e-4", "devices.seed=4", "run.name=other"),
+    )
+    assert settings.config.log_interval == 7
+    assert settings.config.devices.seed == 4
+    assert settings.config.paths.checkpoints.keep_last == 3
+    assert settings.recipe.optim.lr == 3e-4
+    assert settings.recipe.run.name == "other"
+
+
+def test_the_weighting_has_its_own_keys(tmp_path: Path) -> None:
+    settings = load(tmp_path)
+    assert settings.recipe.weighting == Rho1(temperature=2.0)
+    shown = settings.as_dict()["recipe"]["weighting"]
+    assert shown["algorithm"] == "rho1-wmtp"
+    assert shown["temperature"] == 2.0
+
+
+def test_head_scale_defaults_to_three_tenths_for_the_extra_heads(tmp_path: Path) -> None:
+    recipe = {key: value for key, value in RECIPE.items() if key != "loss"}
+    assert load(tmp_path, recipe=recipe).recipe.head_scale == (1.0, 0.3, 0.3, 0.3)
+
+
+def test_the_effective_settings_read_back_to_the_same_settings(tmp_path: Path) -> None:
+    settings = load(tmp_path)
+    shown = settings.as_dict()
+    assert load(tmp_path, config=shown["config"], recipe=shown["recipe"]) == settings
+
+
+def test_environment_variables_are_read_and_typed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WMTP_TEST_STEPS", "12")
+    monkeypatch.delenv("WMTP_TEST_GONE", raising=False)
+    text = yaml.safe_dump(RECIPE).replace("max_steps: 5", "max_steps: ${WMTP_TEST_STEPS}")
+    text = text.replace("lr: 0.001", "lr: ${WMTP_TEST_GONE:-2e-3}")
+    settings = load(tmp_path, recipe=text)
+    assert settings.recipe.train.max_steps == 12
+    assert settings.recipe.optim.lr == 2e-3
+    text = text.replace("name: trial", "name: ${WMTP_TEST_GONE}")
+    assert any("WMTP_TEST_GONE is not set" in line for line in faults(tmp_path, recipe=text))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("run: {name: a}\nrun: {name: b}\n", "recipe.yaml:2: run is given twice."),
+        ("run: [unclosed\n", "not valid YAML"),
+        ("run: !!python/object/apply:os.system ['true']\n", "not valid YAML"),
+        ("a: &a [x, x]\n" + "".join(f"b{i}: &b{i} [*a, *a]\n" for i in range(3)), "no such key"),
+        (
+            "b0: &b0 [x, x, x, x, x, x, x, x, x, x]\n"
+            + "".join(f"b{i}: &b{i} [{', '.join([f'*b{i - 1}'] * 10)}]\n" for i in range(1, 9)),
+            "expands to more than",
+        ),
+    ],
+)
+def test_hostile_or_broken_yaml_is_one_line(tmp_path: Path, text: str, message: str) -> None:
+    assert any(message in line for line in faults(tmp_path, recipe=text))
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"gone\.yaml: cannot be read \(No such file"):
+        load_settings(None, str(tmp_path / "gone.yaml"))

@@ -1,0 +1,70 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from wmtp.errors import ConfigError
+from wmtp.weighting import ALGORITHMS, Signals, find_weighting, weigh_chunk
+
+SURPRISE = """
+from pydantic import Field, PositiveFloat
+from torch import Tensor
+from wmtp.weighting import Signals, Weighting, mean_one
+
+
+class Surprise(Weighting):
+    \"\"\"Weigh a target by how surprised the model is, up to a cap in nats.\"\"\"
+
+    scope = "sequence"
+    cap: PositiveFloat = Field(4.0, description="surprise above this counts no more")
+
+    def weights(self, signals: Signals) -> Tensor:
+        return mean_one(signals.ce_BSH.clamp(max=self.cap), signals.valid_BSH)
+"""
+
+
+def test_a_users_own_file_works_without_touching_the_package(tmp_path: Path) -> None:
+    (tmp_path / "surprise.py").write_text(SURPRISE)
+    weighting = find_weighting("./surprise.py", tmp_path)(cap=2.0)
+    signals = Signals(torch.ones(1, 2, 2, dtype=torch.bool))
+    ce = torch.tensor([[[1.0, 2.0], [3.0, 3.0]]])
+    weights = weigh_chunk(weighting, signals, ce, slice(0, 1))
+    torch.testing.assert_close(weights, torch.tensor([[[4.0, 8.0], [8.0, 8.0]]]) / 7)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("x = 1\n", "exactly one subclass of Weighting; found none"),
+        (SURPRISE + SURPRISE.replace("Surprise", "Again"), "found Surprise, Again"),
+        ("import nonsense_that_is_not_there\n", "could not be run: ModuleNotFoundError"),
+    ],
+)
+def test_an_unusable_file_is_named(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "mine.py").write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        find_weighting(str(tmp_path / "mine.py"))
+
+
+def test_an_unknown_algorithm_names_the_known_ones() -> None:
+    with pytest.raises(
+        ConfigError, match=r"no such algorithm\. Use baseline-mtp, column, rho1-wmtp"
+    ):
+        find_weighting("rho2-wmtp")
+
+
+def test_a_missing_file_says_where_it_was_looked_for(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no such file"):
+        find_weighting("./gone.py", tmp_path)
+
+
+@pytest.mark.parametrize("algorithm", sorted(ALGORITHMS))
+def test_every_algorithm_declares_its_scope_and_describes_its_keys(algorithm: str) -> None:
+    kind = ALGORITHMS[algorithm]
+    assert kind().scope in ("known", "token", "sequence")
+    assert all(field.description for field in kind.model_fields.values())
+
+
+def test_a_signal_that_was_not_declared_is_named() -> None:
+    with pytest.raises(ValueError, match="must declare needs"):
+        _ = Signals(torch.ones(1, 1, 1, dtype=torch.bool)).reference_ce_BSH
