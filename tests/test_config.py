@@ -6,7 +6,7 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from wmtp.config import Config, Recipe, Settings, _inner_section, _is_section, load_settings
+from wmtp.config import Config, Recipe, Settings, load_settings, section_of
 from wmtp.errors import ConfigError
 from wmtp.weighting import Rho1
 
@@ -65,8 +65,8 @@ def sections(model: type[BaseModel], path: tuple[str, ...] = ()) -> Iterator[tup
     """Every section of a schema, found from the schema itself."""
     yield path
     for name, field in model.model_fields.items():
-        inner = _inner_section(field.annotation)
-        if _is_section(inner) and name not in ("sources", "weighting"):
+        inner = section_of(field.annotation)
+        if inner is not None and name not in ("sources", "weighting"):
             yield from sections(inner, (*path, name))
 
 

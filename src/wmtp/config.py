@@ -475,27 +475,23 @@ def _fault(model: type[BaseModel], document: Document, detail: ErrorDetails, pre
 
 def _keys_of(model: type[BaseModel], path: Key) -> list[str]:
     """The keys of the section at a path, for naming the nearest one."""
-    kind: Any = model
+    section: type[BaseModel] | None = model
     for part in path:
-        if isinstance(part, str) and _is_section(kind):
-            kind = _inner_section(kind.model_fields[part].annotation)
-    return list(kind.model_fields) if _is_section(kind) else []
+        if isinstance(part, str) and section is not None:
+            section = section_of(section.model_fields[part].annotation)
+    return list(section.model_fields) if section is not None else []
 
 
-def _inner_section(annotation: Any) -> Any:
-    """The section class inside ``tuple[Annotated[X, ...], ...]``, ``X | None`` or ``X``."""
-    while not _is_section(annotation):
+def section_of(annotation: Any) -> type[BaseModel] | None:
+    """The section class inside ``X``, ``X | None`` or ``tuple[X, ...]``, None if there is none."""
+    while not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
         inner = [
             part for part in typing.get_args(annotation) if part not in (types.NoneType, Ellipsis)
         ]
-        if not inner:
+        if not inner or typing.get_origin(annotation) is Literal:
             return None
         annotation = inner[0]
     return annotation
-
-
-def _is_section(kind: Any) -> bool:
-    return isinstance(kind, type) and issubclass(kind, BaseModel)
 
 
 def _nearest(word: str, options: list[str]) -> str:

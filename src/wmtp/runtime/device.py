@@ -1,0 +1,280 @@
+"""The machine a run trains on; the only file that knows CUDA, MPS and CPU."""
+
+import json
+import platform
+import random
+import resource
+import sys
+from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from wmtp.errors import CheckpointError, DeviceError
+
+Kind = Literal["cuda", "mps", "cpu"]
+ComputeBackend = Literal["auto", "cuda", "mps", "cpu"]
+Precision = Literal["fp32", "bf16", "fp16"]
+
+MEBIBYTE = 1024**2
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+# Dense 16-bit tensor throughput with fp32 accumulation, in FLOP/s, from NVIDIA's data sheets and
+# architecture papers (their headline figures with sparsity are twice these). A row matches when
+# all its words are in the name that the driver gives; the first match counts.
+_PEAK_FLOPS: tuple[tuple[frozenset[str], float], ...] = (
+    (frozenset({"B200"}), 2250e12),
+    (frozenset({"H200"}), 989e12),
+    (frozenset({"GH200"}), 989e12),
+    (frozenset({"H100", "NVL"}), 835e12),
+    (frozenset({"H100", "PCIe"}), 756e12),
+    (frozenset({"H100"}), 989e12),
+    (frozenset({"A100"}), 312e12),
+    (frozenset({"L40S"}), 362e12),
+    (frozenset({"L40"}), 181e12),
+    (frozenset({"L4"}), 121e12),
+    (frozenset({"A40"}), 149.7e12),
+    (frozenset({"A10"}), 125e12),
+    (frozenset({"A6000"}), 154.8e12),
+    (frozenset({"4090"}), 165.2e12),
+    (frozenset({"3090"}), 71e12),
+    (frozenset({"V100"}), 125e12),
+    (frozenset({"T4"}), 65e12),
+)
+
+
+def choose_device(compute_backend: ComputeBackend, mixed_precision: Precision) -> "Device":
+    """Pick the device that the config asks for, or the best there is for ``auto``.
+
+    Raises:
+        DeviceError: this machine lacks the device, or the device lacks the precision.
+    """
+    kinds = available_kinds()
+    if compute_backend == "auto":
+        kind = kinds[0]
+    elif compute_backend in kinds:
+        kind = compute_backend
+    else:
+        raise DeviceError(
+            f"device is '{compute_backend}', but this machine has only {', '.join(kinds)}. "
+            "Set devices.compute_backend: auto."
+        )
+    _check_precision(kind, mixed_precision)
+    return _describe(kind, mixed_precision)
+
+
+def available_kinds() -> tuple[Kind, ...]:
+    """What this machine can compute on, fastest first; the CPU is always there."""
+    kinds: list[Kind] = []
+    if torch.cuda.is_available():
+        kinds.append("cuda")
+    if torch.backends.mps.is_available():
+        kinds.append("mps")
+    return (*kinds, "cpu")
+
+
+@final
+@dataclass(frozen=True)
+class Device:
+    """One device and what is best done on it; made by ``choose_device``."""
+
+    kind: Kind
+    precision: Precision
+    fused_adamw: bool
+    """AdamW has a fused kernel here (2 to 4 times faster than the loop over parameters)."""
+    exact_counts: bool
+    """Reading a count back costs nothing: no queue of kernels has to run dry first."""
+    pin_memory: bool
+    """Batches in page-locked memory can be copied while the device computes."""
+    loss_chunk_rows: int
+    """Rows of logits (tokens times heads) in one chunk of the loss, before the workspace's cap."""
+    loss_workspace_bytes: int
+    """Most memory that one chunk of logits may take."""
+
+    @property
+    def torch_device(self) -> torch.device:
+        """What tensors and modules are moved to."""
+        return torch.device(self.kind)
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """Of the matrix products; parameters and optimizer state stay float32."""
+        return _DTYPES[self.precision]
+
+    @property
+    def sum_dtype(self) -> torch.dtype:
+        """The widest float there is, for sums over many targets; Apple's chips lack float64."""
+        return torch.float32 if self.kind == "mps" else torch.float64
+
+    @property
+    def name(self) -> str:
+        """The chip's name, for run.yaml and reports."""
+        if self.kind == "cuda":
+            return str(torch.cuda.get_device_name())
+        return f"{platform.processor() or platform.machine()} ({self.kind})"
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """Context in which the forward pass runs at ``precision``; nothing at all for fp32."""
+        if self.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(self.kind, dtype=self.compute_dtype)
+
+    def grad_scaler(self) -> torch.amp.GradScaler:
+        """Scaler that keeps fp16 gradients from vanishing; passes everything through otherwise."""
+        return torch.amp.GradScaler(self.kind, enabled=self.precision == "fp16")
+
+    def synchronize(self) -> None:
+        """Wait until the device has done everything it was given, as timing needs it."""
+        if self.kind == "cuda":
+            torch.cuda.synchronize()
+        elif self.kind == "mps":
+            torch.mps.synchronize()
+
+    def peak_memory_bytes(self) -> int:
+        """Most memory held since ``reset_peak_memory``.
+
+        Device memory where there is a device; MPS keeps no peak, but its driver figure counts
+        what the allocator holds on to and so falls only when caches are emptied. On the CPU the
+        resident memory of the process, which macOS cannot reset.
+        """
+        if self.kind == "cuda":
+            return torch.cuda.max_memory_allocated()
+        if self.kind == "mps":
+            return torch.mps.driver_allocated_memory()
+        return _peak_resident_bytes()
+
+    def reset_peak_memory(self) -> None:
+        """Start a new peak where the system can: CUDA, and the CPU under Linux."""
+        if self.kind == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        elif self.kind == "cpu":
+            with suppress(OSError):  # absent outside Linux, forbidden in some containers
+                Path("/proc/self/clear_refs").write_text("5")
+
+    def peak_flops(self) -> float | None:
+        """Dense FLOP/s that the chip's maker names for ``precision``, None where none is known."""
+        if self.kind != "cuda" or self.precision == "fp32":
+            return None
+        return named_peak_flops(self.name)
+
+    def seed(self, seed: int) -> None:
+        """Seed every generator that ``rng_state`` holds."""
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        torch.manual_seed(seed)  # the CPU's and every device's
+
+    def rng_state(self) -> dict[str, Tensor]:
+        """State of every generator a run may draw from, as uint8 tensors on the CPU."""
+        state = {"torch": torch.get_rng_state(), "python": _python_state(), "numpy": _numpy_state()}
+        if self.kind == "cuda":
+            state["cuda"] = torch.cuda.get_rng_state()
+        elif self.kind == "mps":
+            state["mps"] = torch.mps.get_rng_state()
+        return state
+
+    def set_rng_state(self, state: dict[str, Tensor]) -> None:
+        """Put every generator back to where ``rng_state`` found it.
+
+        A state saved on another kind of device has no entry for this one's generator, which then
+        stays as seeded: equality to the bit is not promised across kinds of device.
+
+        Raises:
+            CheckpointError: a state is missing or is not one of this version of torch.
+        """
+        try:
+            torch.set_rng_state(state["torch"])
+            _set_python_state(state["python"])
+            _set_numpy_state(state["numpy"])
+            if self.kind == "cuda" and "cuda" in state:
+                torch.cuda.set_rng_state(state["cuda"])
+            elif self.kind == "mps" and "mps" in state:
+                torch.mps.set_rng_state(state["mps"])
+        except (KeyError, IndexError, RuntimeError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"the checkpoint's random number state cannot be used ({error!r}). "
+                "Resume with the version of torch that wrote it."
+            ) from error
+
+
+def named_peak_flops(name: str) -> float | None:
+    """Dense 16-bit FLOP/s of the CUDA chip of that name, None if it is not in the table.
+
+    Example:
+        >>> named_peak_flops("NVIDIA A100-SXM4-80GB")
+        312000000000000.0
+    """
+    words = set(name.replace("-", " ").split())
+    if "Laptop" in words:  # the same numbers as the desktop chips, but slower
+        return None
+    return next((flops for needed, flops in _PEAK_FLOPS if needed <= words), None)
+
+
+def _check_precision(kind: Kind, precision: Precision) -> None:
+    if kind == "cpu" and precision == "fp16":
+        raise DeviceError(
+            "devices.mixed_precision is 'fp16', but the device is cpu, which has no fast fp16. "
+            "Set devices.mixed_precision: bf16 or fp32."
+        )
+    if kind == "cuda" and precision == "bf16" and not torch.cuda.is_bf16_supported(False):
+        raise DeviceError(
+            f"devices.mixed_precision is 'bf16', which {torch.cuda.get_device_name()} lacks. "
+            "Set devices.mixed_precision: fp16 or fp32."
+        )
+    if kind == "mps" and precision == "bf16" and not torch.backends.mps.is_macos_or_newer(14, 0):
+        raise DeviceError(
+            "devices.mixed_precision is 'bf16', which needs macOS 14 on mps. "
+            "Set devices.mixed_precision: fp16 or fp32."
+        )
+
+
+def _describe(kind: Kind, precision: Precision) -> Device:
+    if kind == "cuda":
+        # fewer tokens than about 1024 in a chunk (times 4 heads) leave a big GPU waiting
+        return Device(kind, precision, True, False, True, 4096, 512 * MEBIBYTE)
+    if kind == "mps":
+        return Device(kind, precision, True, False, False, 2048, 256 * MEBIBYTE)
+    # a chunk that stays near the caches: 256 to 512 rows measured best
+    return Device(kind, precision, True, True, False, 512, 256 * MEBIBYTE)
+
+
+def _peak_resident_bytes() -> int:
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+    except (OSError, StopIteration):
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _python_state() -> Tensor:
+    return _bytes_tensor(random.getstate())
+
+
+def _set_python_state(state: Tensor) -> None:
+    version, words, gauss = _from_bytes_tensor(state)
+    random.setstate((version, tuple(words), gauss))
+
+
+def _numpy_state() -> Tensor:
+    name, words, position, has_gauss, gauss = np.random.get_state(legacy=True)
+    assert not isinstance(words, str)
+    return _bytes_tensor((name, np.asarray(words).tolist(), position, has_gauss, gauss))
+
+
+def _set_numpy_state(state: Tensor) -> None:
+    name, words, position, has_gauss, gauss = _from_bytes_tensor(state)
+    np.random.set_state((name, np.array(words, dtype=np.uint32), position, has_gauss, gauss))
+
+
+def _bytes_tensor(value: Any) -> Tensor:
+    """JSON rather than a pickle, so that nothing pickled is ever read back."""
+    return torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+
+
+def _from_bytes_tensor(state: Tensor) -> Any:
+    return json.loads(bytes(state.cpu().numpy()))

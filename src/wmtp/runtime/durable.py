@@ -1,0 +1,75 @@
+"""Files that are whole on disk or not there at all."""
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from wmtp.errors import StorageError
+
+# On macOS fsync only reaches the drive's cache; this flushes the drive as well.
+_FULL_SYNC: int | None = getattr(fcntl, "F_FULLFSYNC", None)
+
+
+@contextmanager
+def storage_errors(failure: str) -> Iterator[None]:
+    """Turn a failed write inside the block into a StorageError that begins with ``failure``.
+
+    Example:
+        >>> with storage_errors("results.json could not be written"):
+        ...     raise OSError(28, "No space left on device")
+        Traceback (most recent call last):
+        ...
+        wmtp.errors.StorageError: results.json could not be written: No space left on device.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(f"{failure}: {error.strerror or error}.") from error
+    except SafetensorError as error:
+        raise StorageError(f"{failure}: {error}.") from error
+
+
+def sync_file(path: Path) -> None:
+    """Return when the file's content is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        _sync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_folder(path: Path) -> None:
+    """Return when the folder's entries (new names, renames, removals) are on the disk."""
+    sync_file(path)
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write ``content`` to ``path`` so that a reader, or a crash, meets the old file or the new.
+
+    Raises:
+        OSError: nothing was changed, and no temporary file is left.
+    """
+    temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
+    try:
+        temporary.write_bytes(content)
+        sync_file(temporary)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def _sync(descriptor: int) -> None:
+    if _FULL_SYNC is not None:
+        try:
+            fcntl.fcntl(descriptor, _FULL_SYNC)
+        except OSError:  # network drives do not know it
+            pass
+        else:
+            return
+    os.fsync(descriptor)

@@ -1,0 +1,47 @@
+"""Environment variables that other libraries read while they are being imported.
+
+Imports nothing but ``os`` and ``sys``, so that a command can call it before torch is there.
+"""
+
+import os
+import sys
+
+_LIBRARY_DEFAULTS = {
+    # a fork after the first use of a fast tokenizer would print a warning and slow it down
+    "TOKENIZERS_PARALLELISM": "false",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    # MLflow's own defaults let one call to a dead server block for four minutes
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+}
+
+
+def set_environment_before_torch(
+    *,
+    mps_fallback_to_cpu: bool | None = None,
+    mps_high_watermark: float | None = None,
+    mps_low_watermark: float | None = None,
+) -> bool:
+    """Set what torch, tokenizers and MLflow read once, when they are imported.
+
+    The three settings of the config win over the shell, because ``run.yaml`` records them; None
+    leaves the variable as the shell has it. The defaults for other libraries only fill gaps.
+
+    Args:
+        mps_fallback_to_cpu: run operations that MPS lacks on the CPU (slow, and hides it).
+        mps_high_watermark: share of the recommended memory above which MPS refuses to allocate.
+        mps_low_watermark: share above which MPS starts to free its caches; at most the high one.
+
+    Returns:
+        True if torch was not imported yet, so that every variable takes effect.
+    """
+    in_time = "torch" not in sys.modules
+    if mps_fallback_to_cpu is not None:
+        os.environ["PYTORCH_ENABLE_MPS_FALLBACK"] = "1" if mps_fallback_to_cpu else "0"
+    if mps_high_watermark is not None:
+        os.environ["PYTORCH_MPS_HIGH_WATERMARK_RATIO"] = str(mps_high_watermark)
+    if mps_low_watermark is not None:
+        os.environ["PYTORCH_MPS_LOW_WATERMARK_RATIO"] = str(mps_low_watermark)
+    for name, value in _LIBRARY_DEFAULTS.items():
+        os.environ.setdefault(name, value)
+    return in_time

@@ -1,0 +1,92 @@
+"""Stop cleanly after SIGINT or SIGTERM: finish the step, save, leave."""
+
+import contextlib
+import os
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import Final, Self, final
+
+_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+_NOTICE: Final = b"\nstopping after this step; a second signal ends at once\n"
+
+
+@final
+class StopRequest:
+    """Turns the first SIGINT or SIGTERM into a flag that the training loop reads.
+
+        with StopRequest() as stop:
+            for step in ...:
+                ...
+                if stop.requested:
+                    break
+        return stop.exit_code
+
+    The second signal raises ``KeyboardInterrupt`` (SIGINT) or ``SystemExit`` (SIGTERM), so that
+    ``finally`` and ``with`` still clean up; a third finds the handlers from before and ends the
+    process wherever it is. Outside the main thread Python delivers no signals, and the flag
+    simply stays down.
+    """
+
+    def __init__(self) -> None:
+        self._received: signal.Signals | None = None
+        self._previous: dict[signal.Signals, signal._HANDLER] = {}
+        self._owner_pid = os.getpid()
+
+    @property
+    def requested(self) -> bool:
+        """True once a signal has come."""
+        return self._received is not None
+
+    @property
+    def signal_name(self) -> str | None:
+        """``SIGINT`` or ``SIGTERM``, None as long as none has come."""
+        return self._received.name if self._received else None
+
+    @property
+    def exit_code(self) -> int:
+        """130 after SIGINT, 143 after SIGTERM, 0 if none has come."""
+        return 128 + self._received if self._received else 0
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            for number in _SIGNALS:
+                # None: a handler installed by C code, which Python could not put back
+                self._previous[number] = signal.getsignal(number) or signal.SIG_DFL
+                signal.signal(number, self._handle)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._restore()
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        received = signal.Signals(number)
+        if os.getpid() != self._owner_pid:
+            _end_forked_child(received)
+        elif self._received is None:
+            self._received = received
+            # print() is not safe in a handler: the signal may have come in the middle of one
+            with contextlib.suppress(OSError):
+                os.write(2, _NOTICE)
+        else:
+            self._restore()
+            if received is signal.SIGINT:
+                raise KeyboardInterrupt
+            raise SystemExit(128 + received)
+
+    def _restore(self) -> None:
+        while self._previous:
+            number, handler = self._previous.popitem()
+            signal.signal(number, handler)
+
+
+def _end_forked_child(received: signal.Signals) -> None:
+    """Let a loader's worker end on SIGTERM; Ctrl-C is left to its parent, which ends it in turn."""
+    if received is signal.SIGTERM:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGTERM)

@@ -1,0 +1,72 @@
+"""The part of a checkpoint that is not the model: tensors as safetensors, the rest as JSON.
+
+Nothing here, or anywhere else in this project, reads a pickle.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from wmtp.errors import CheckpointError
+
+TENSORS_FILE: Final = "state.safetensors"
+VALUES_FILE: Final = "state.json"
+
+_PICKLE_SUFFIXES = frozenset({".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle"})
+
+
+def save_state(folder: Path, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+    """Write named tensors and JSON values into ``folder``, which is made.
+
+    Meant to be called by what fills a checkpoint, which sees to fsync and checksums.
+
+    Args:
+        folder: usually ``training_state`` inside the checkpoint.
+        tensors: any dtype and device; no two may share memory.
+        values: anything JSON can hold, and finite: floats come back to the last bit.
+
+    Raises:
+        ValueError: a value is NaN, infinite or not JSON.
+        OSError, SafetensorError: the disk refused.
+    """
+    text = json.dumps(dict(values), allow_nan=False, indent=1)
+    folder.mkdir(exist_ok=True)
+    on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(on_cpu, folder / TENSORS_FILE)
+    (folder / VALUES_FILE).write_text(text + "\n")
+
+
+def load_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what ``save_state`` wrote; the tensors are on the CPU.
+
+    Raises:
+        CheckpointError: a file is missing or is not what its name says.
+    """
+    try:
+        tensors = load_file(folder / TENSORS_FILE)
+        values = json.loads((folder / VALUES_FILE).read_text())
+    except OSError as error:
+        raise CheckpointError(f"{folder} cannot be read: {error.strerror or error}.") from error
+    except (SafetensorError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{folder} cannot be read: {error}.") from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{folder / VALUES_FILE} does not hold a JSON object.")
+    return tensors, values
+
+
+def refuse_pickle(path: Path) -> None:
+    """Refuse a ``.pt``, ``.bin`` or other pickle by its name, without opening it.
+
+    Raises:
+        CheckpointError: says what to give instead.
+    """
+    if path.suffix.lower() in _PICKLE_SUFFIXES and not path.is_dir():
+        raise CheckpointError(
+            f"{path} is a pickle file, which can run any program when it is opened and is never "
+            "read. Resume from a folder such as runs/NAME/checkpoints/step-00000100."
+        )

@@ -1,0 +1,142 @@
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from wmtp.errors import CheckpointError, DeviceError
+from wmtp.runtime import device as device_module
+from wmtp.runtime.device import Device, choose_device, named_peak_flops
+
+
+@pytest.fixture
+def cpu() -> Device:
+    return choose_device("cpu", "fp32")
+
+
+def pretend(monkeypatch: pytest.MonkeyPatch, *kinds: str) -> None:
+    monkeypatch.setattr(device_module, "available_kinds", lambda: kinds)
+
+
+def test_missing_device_is_named_with_what_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, "mps", "cpu")
+    with pytest.raises(DeviceError) as caught:
+        choose_device("cuda", "fp32")
+    assert str(caught.value) == (
+        "device is 'cuda', but this machine has only mps, cpu. Set devices.compute_backend: auto."
+    )
+
+
+def test_auto_takes_the_fastest(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, "mps", "cpu")
+    device = choose_device("auto", "fp32")
+    assert (device.kind, device.exact_counts, device.pin_memory) == ("mps", False, False)
+    pretend(monkeypatch, "cuda", "mps", "cpu")
+    assert choose_device("auto", "fp32").loss_workspace_bytes == 512 * 1024**2
+
+
+def test_fp16_on_the_cpu_is_refused() -> None:
+    with pytest.raises(DeviceError, match="bf16 or fp32"):
+        choose_device("cpu", "fp16")
+
+
+def test_bf16_on_an_old_macos_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, "mps", "cpu")
+    monkeypatch.setattr(torch.backends.mps, "is_macos_or_newer", lambda major, minor: False)
+    with pytest.raises(DeviceError, match="macOS 14"):
+        choose_device("auto", "bf16")
+
+
+def test_autocast_computes_in_the_asked_precision(cpu: Device) -> None:
+    a = torch.ones(2, 2)
+    with cpu.autocast():
+        assert (a @ a).dtype == torch.float32
+    with choose_device("cpu", "bf16").autocast():
+        assert (a @ a).dtype == torch.bfloat16
+
+
+def test_scaler_scales_for_fp16_alone(cpu: Device) -> None:
+    assert not cpu.grad_scaler().is_enabled()
+    assert not choose_device("cpu", "bf16").grad_scaler().is_enabled()
+
+
+def test_fused_adamw_exists_where_it_is_claimed(cpu: Device) -> None:
+    parameter = torch.nn.Parameter(torch.ones(3))
+    parameter.grad = torch.ones(3)
+    torch.optim.AdamW([parameter], fused=cpu.fused_adamw).step()
+    assert cpu.fused_adamw
+    assert (parameter < 1).all()
+
+
+def test_every_generator_goes_on_where_it_was(cpu: Device) -> None:
+    def draw() -> tuple[list[float], float, float, float]:
+        numbers = (random.random(), np.random.standard_normal(), random.gauss(0, 1))
+        return (torch.rand(3).tolist(), *numbers)
+
+    before = cpu.rng_state()
+    try:
+        cpu.seed(7)
+        draw()  # leaves half of a pair of Gaussian numbers in both libraries
+        state = cpu.rng_state()
+        expected = [draw(), draw()]
+        cpu.seed(8)
+        cpu.set_rng_state(state)
+        assert [draw(), draw()] == expected
+        assert {tensor.dtype for tensor in state.values()} == {torch.uint8}
+    finally:
+        cpu.set_rng_state(before)
+
+
+@pytest.mark.parametrize("name", ["torch", "python", "numpy"])
+def test_unusable_rng_state_is_refused(cpu: Device, name: str) -> None:
+    before = cpu.rng_state()
+    with pytest.raises(CheckpointError, match="random number state"):
+        cpu.set_rng_state({**before, name: before[name][:40]})
+    with pytest.raises(CheckpointError, match="random number state"):
+        cpu.set_rng_state({key: state for key, state in before.items() if key != name})
+    cpu.set_rng_state(before)
+
+
+def test_peak_memory_sees_what_was_freed_again(cpu: Device) -> None:
+    cpu.reset_peak_memory()
+    before = cpu.peak_memory_bytes()
+    torch.ones(64 * 1024**2 // 4)
+    # the allocator may have had some of it lying about
+    assert cpu.peak_memory_bytes() - before > 40 * 1024**2
+
+
+@pytest.mark.parametrize(
+    ("name", "flops"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA H200", 989e12),
+        ("NVIDIA L4", 121e12),
+        ("NVIDIA L40S", 362e12),
+        ("NVIDIA A10G", None),
+        ("NVIDIA GeForce RTX 4090", 165.2e12),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
+    ],
+)
+def test_chips_are_told_apart(name: str, flops: float | None) -> None:
+    assert named_peak_flops(name) == flops
+
+
+def test_cpu_has_no_known_peak(cpu: Device) -> None:
+    assert cpu.peak_flops() is None
+    cpu.synchronize()
+    assert "cpu" in cpu.name
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_methods_work() -> None:
+    cuda = choose_device("cuda", "bf16")
+    cuda.reset_peak_memory()
+    torch.ones(1024, device=cuda.torch_device)
+    cuda.synchronize()
+    assert cuda.peak_memory_bytes() >= 4096
+    state = cuda.rng_state()
+    expected = torch.rand(3, device="cuda")
+    cuda.set_rng_state(state)
+    assert torch.equal(torch.rand(3, device="cuda"), expected)
+    assert choose_device("cuda", "fp16").grad_scaler().is_enabled()
