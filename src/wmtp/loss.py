@@ -5,7 +5,7 @@ gradients from the heads' hidden states, a few hundred rows of logits at a time:
 products per target, two where the unembedding is frozen, none where the weight is zero.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -204,19 +204,18 @@ def fused_mtp_loss(
         raise ValueError(f"targets {(B, S, H)} need {H} hidden states [{B}, {S}, D], not {found}")
     if valid_BSH.shape != targets_BSH.shape:
         raise ValueError(f"valid {tuple(valid_BSH.shape)} and targets {(B, S, H)} differ")
-    if head_scale is not None and len(head_scale) != H:
-        raise ValueError(f"head_scale has {len(head_scale)} factors for {H} heads")
+    scale_H = [1.0] * H if head_scale is None else list(head_scale)
+    if len(scale_H) != H or min(scale_H) < 0:
+        raise ValueError(f"head_scale must be {H} factors of at least 0, not {scale_H}")
     if not any(x.requires_grad for x in hidden_HBSD):
         raise ValueError("no hidden state requires a gradient: use measure_ce to measure only")
-    scale = [1.0] * H if head_scale is None else list(head_scale)
-    sweep = _Sweep(
-        hidden_HBSD, unembedding_VD, targets_BSH, valid_BSH, workspace or Workspace(), scale
+    sweep = _Sweep(hidden_HBSD, unembedding_VD, targets_BSH, valid_BSH, workspace or Workspace())
+    sweep.ask_for_gradients(
+        unembedding_gradient_VD,
+        trained_H=[x.requires_grad for x in hidden_HBSD],
+        scale_H=scale_H,
+        factor=loss_scale / valid_count if valid_count > 0 else 0.0,
     )
-    sweep.gradient_VD = unembedding_gradient_VD
-    if unembedding_gradient_VD is None:
-        trained_H = torch.tensor([x.requires_grad for x in hidden_HBSD], device=targets_BSH.device)
-        sweep.trained_R = trained_H.repeat(B * S)
-    sweep.row_factor_R.mul_(loss_scale / max(valid_count, torch.finfo(torch.float32).tiny))
     run = {"known": sweep.known, "token": sweep.token, "sequence": sweep.sequence}[scope]
     loss: Tensor = _HandOver.apply(  # type: ignore[no-untyped-call]
         sweep, lambda: run(weigh), loss_scale, *hidden_HBSD
@@ -244,15 +243,8 @@ def measure_ce(
     Returns:
         ``(ce_BSH, correct_BSH)``: float32 nats and bool, both 0 where not valid.
     """
-    sweep = _Sweep(
-        hidden_HBSD,
-        unembedding_VD,
-        targets_BSH,
-        valid_BSH,
-        workspace or Workspace(),
-        [1.0] * targets_BSH.shape[-1],
-    )
-    sweep.measure(sweep.rows_where(sweep.valid_R))
+    sweep = _Sweep(hidden_HBSD, unembedding_VD, targets_BSH, valid_BSH, workspace or Workspace())
+    sweep.measure(sweep.where_free(sweep.rows_R, sweep.valid_R))
     return sweep.ce_R.view_as(targets_BSH), sweep.correct_R.view_as(targets_BSH)
 
 
@@ -269,8 +261,8 @@ class _HandOver(torch.autograd.Function):
     ) -> Tensor:
         run()
         ctx.sweep = sweep
-        terms = sweep.row_factor_R * sweep.weights_R * sweep.ce_R
-        return terms.sum() / loss_scale
+        terms_R = sweep.factor_R * sweep.weights_R * sweep.ce_R
+        return terms_R.sum() / loss_scale
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -285,10 +277,11 @@ class _HandOver(torch.autograd.Function):
 
 
 class _Sweep:
-    """One pass over the ``R = B * S * H`` targets of a micro-batch, position by position.
+    """One pass over the ``R = B * S * H`` targets of a micro-batch, in the order ``[B, S, H]``.
 
     ``flat_RD`` starts as a copy of the hidden states; each row is read, then overwritten by its
-    own gradient, so that the gradient needs no memory of its own.
+    own gradient, so that the gradient needs no memory of its own. It is ordered ``[H, B, S]``:
+    what is handed over is contiguous, or autograd would copy it.
     """
 
     def __init__(
@@ -298,105 +291,124 @@ class _Sweep:
         targets_BSH: Tensor,
         valid_BSH: Tensor,
         workspace: Workspace,
-        head_scale: list[float],
     ) -> None:
         B, S, H = self.shape_BSH = tuple(targets_BSH.shape)
-        rows = B * S * H
         # the products run in float32 even for bf16 inputs: on a CPU it is faster, and exact
         compute = torch.promote_types(unembedding_VD.dtype, torch.float32)
         self.unembedding_VD = unembedding_VD.detach().to(compute)
         self.gradient_VD: Tensor | None = None
-        self.flat_RD = torch.stack([x.detach() for x in hidden_HBSD], 2).view(rows, -1)
-        self.targets_R = targets_BSH.reshape(rows)
-        self.valid_R = valid_BSH.reshape(rows)
+        self.flat_RD = torch.stack([x.detach() for x in hidden_HBSD]).view(B * S * H, -1)
+        self.rows_R = torch.arange(B * S * H, device=targets_BSH.device)
+        self.targets_R = targets_BSH.reshape(-1)
+        self.valid_R = valid_BSH.reshape(-1)
         self.workspace = workspace
-        self.ce_R = self.unembedding_VD.new_zeros(rows)
+        if not workspace.exact_counts:  # every row is visited, and 0 times NaN is not 0
+            invalid_HBS = ~valid_BSH.permute(2, 0, 1)
+            self.flat_RD.masked_fill_(invalid_HBS.reshape(-1, 1), 0)
+        self.ce_R = self.unembedding_VD.new_zeros(B * S * H)
         self.weights_R = torch.zeros_like(self.ce_R)
+        self.factor_R = torch.zeros_like(self.ce_R)
         self.correct_R = torch.zeros_like(self.valid_R)
         self.measured_R = torch.zeros_like(self.valid_R)
-        self.row_factor_R = self.ce_R.new_tensor(head_scale).repeat(B * S)
-        self.trained_R = torch.ones_like(self.valid_R)
+        self.learns_R = torch.zeros_like(self.valid_R)
         self.has_gradient_R = torch.zeros_like(self.valid_R)
         self.gradient_rows = 0
+
+    def ask_for_gradients(
+        self,
+        gradient_VD: Tensor | None,
+        *,
+        trained_H: list[bool],
+        scale_H: list[float],
+        factor: float,
+    ) -> None:
+        """Say where gradients go and what each head's are multiplied by."""
+        W = self.unembedding_VD
+        if gradient_VD is not None and (gradient_VD.shape, gradient_VD.dtype) != (W.shape, W.dtype):
+            raise ValueError(
+                f"the unembedding's gradient must be {W.dtype} {tuple(W.shape)}, "
+                f"not {gradient_VD.dtype} {tuple(gradient_VD.shape)}"
+            )
+        self.gradient_VD = gradient_VD
+        for head, (scale, trained) in enumerate(zip(scale_H, trained_H, strict=True)):
+            # number by number: a tensor made from a list would make an accelerator wait
+            self.factor_R[head :: len(scale_H)] = scale * factor
+            self.learns_R[head :: len(scale_H)] = scale > 0 and (trained or gradient_VD is not None)
 
     # schedules -------------------------------------------------------------------------------
 
     def known(self, weigh: Weigh) -> None:
-        """Weights beforehand: three products for each target that counts, none for the rest."""
-        self.set_weights(slice(None), weigh(None, slice(0, self.shape_BSH[0])))
-        self.learn_weighted()
-
-    def token(self, weigh: Weigh) -> None:
-        """Weights from all heads of one position: three products, positions kept whole."""
-        H = self.shape_BSH[2]
-        valid_NH = self.valid_R.view(-1, H)
-        positions = self.rows_where(valid_NH.any(1))
-        per_chunk = max(1, self.chunk_rows // H)
-        for part in _chunks(positions, len(valid_NH), per_chunk):
-            rows = _rows_of_positions(part, H)
-            logits = self.softmax(rows, self.scratch(per_chunk * H))
-            self.set_weights(rows, weigh(self.ce_R[rows].view(1, -1, H), part))
-            self.send_back(rows, logits)
-
-    def sequence(self, weigh: Weigh) -> None:
-        """Weights from a whole row: its logits are kept if they fit, else computed twice."""
-        B, S, H = self.shape_BSH
-        fit = self.workspace.rows_that_fit(len(self.unembedding_VD), self.ce_R.element_size())
-        if fit < S * H:
-            self.measure(self.rows_where(self.valid_R))
-            self.set_weights(slice(None), weigh(self.ce_R.view(B, S, H), slice(0, B)))
-            self.learn_weighted()
-            return
-        group = min(B, fit // (S * H))
-        for first in range(0, B, group):
-            part = slice(first, min(first + group, B))
-            self.learn_group(weigh, part)
-
-    def learn_group(self, weigh: Weigh, part: slice) -> None:
-        """A few rows of the batch whose logits all fit: one product, then two per kept target."""
-        _, S, H = self.shape_BSH
-        everything = slice(part.start * S * H, part.stop * S * H)
-        rows = self.rows_where(self.valid_R[everything], offset=everything.start)
-        count = _length(rows)
-        logits_RV = self.scratch(everything.stop - everything.start)
-        for piece in _slices(count, self.chunk_rows):
-            self.softmax(_pick(rows, piece), logits_RV[piece])
-        ce_BSH = self.ce_R[everything].view(-1, S, H)
-        self.set_weights(everything, weigh(ce_BSH, part))
-        if self.workspace.exact_counts:
-            kept = (self.trained_R[rows] & (self.weights_R[rows] != 0)).nonzero().squeeze(1)
-            if len(kept) < count:
-                _move_up(logits_RV, kept)
-                rows = kept + rows.start if isinstance(rows, slice) else rows[kept]
-                count = len(kept)
-        for piece in _slices(count, self.chunk_rows):
-            self.send_back(_pick(rows, piece), logits_RV[piece])
-
-    # one chunk -------------------------------------------------------------------------------
-
-    def measure(self, rows: slice | Tensor) -> None:
-        """Cross-entropy only: one product."""
-        for part in _chunks(rows, len(self.ce_R), self.chunk_rows):
-            self.softmax(part, self.scratch(self.chunk_rows))
-
-    def learn_weighted(self) -> None:
-        """Cross-entropy and gradients of targets whose weights are set: three products.
+        """Weights beforehand: three products for each target that counts, none for the rest.
 
         A head behind a frozen trunk and unembedding has no use for a gradient: one product.
         """
+        self.set_weights(slice(None), weigh(None, slice(0, self.shape_BSH[0])))
         counts_R = self.weights_R != 0
         if self.workspace.exact_counts:
-            self.measure(self.rows_where(counts_R & ~self.trained_R & ~self.measured_R))
-        rows = self.rows_where(counts_R & self.trained_R)
-        for part in _chunks(rows, len(self.ce_R), self.chunk_rows):
+            self.measure(self.where_free(self.rows_R, counts_R & ~self.learns_R))
+        self.learn(self.rows_R)
+
+    def token(self, weigh: Weigh) -> None:
+        """Weights from all heads of one position: one product, then two per target kept."""
+        H = self.shape_BSH[2]
+        valid_NH = self.valid_R.view(-1, H)
+        positions_N = self.where_free(self.rows_R[: len(valid_NH)], valid_NH.any(1))
+        for part in _chunks(positions_N, max(1, self.chunk_rows // H)):
+            rows = self.rows_R.view(-1, H)[part].view(-1)
+            visited = self.where_free(rows, self.valid_R)
+            logits_RV = self.softmax(visited, self.scratch(len(rows)))
+            self.set_weights(rows, weigh(self.ce_R[rows].view(1, -1, H), part))
+            self.learn_held(visited, logits_RV)
+
+    def sequence(self, weigh: Weigh) -> None:
+        """Weights from a whole row of the batch: of its logits, as many are held as fit.
+
+        One product for each target, two more for those kept; a third one for those kept whose
+        logits were not held. Short rows are taken several at a time.
+        """
+        B, S, H = self.shape_BSH
+        fit = self.workspace.rows_that_fit(len(self.unembedding_VD), self.ce_R.element_size())
+        group = min(B, max(1, fit // (S * H)))
+        logits_RV = self.scratch(min(fit, group * S * H))
+        for part in (slice(b, min(b + group, B)) for b in range(0, B, group)):
+            span = slice(part.start * S * H, part.stop * S * H)
+            rows = self.where_free(self.rows_R[span], self.valid_R)
+            again, held = rows[: -len(logits_RV)], rows[-len(logits_RV) :]
+            self.measure(again)
+            for piece in _slices(len(held), self.chunk_rows):
+                self.softmax(held[piece], logits_RV[piece])
+            self.set_weights(span, weigh(self.ce_R[span].view(-1, S, H), part))
+            self.learn_held(held, logits_RV)
+            self.learn(again)
+
+    # steps of a schedule ---------------------------------------------------------------------
+
+    def measure(self, rows: Tensor) -> None:
+        """Cross-entropy only: one product."""
+        for part in _chunks(rows, self.chunk_rows):
+            self.softmax(part, self.scratch(self.chunk_rows))
+
+    def learn(self, rows: Tensor) -> None:
+        """Cross-entropy and gradients of targets whose weights are set: three products."""
+        for part in _chunks(self.where_free(rows, self.wanted_R), self.chunk_rows):
             self.send_back(part, self.softmax(part, self.scratch(self.chunk_rows)))
 
-    def softmax(self, rows: slice | Tensor, logits_RV: Tensor) -> Tensor:
+    def learn_held(self, rows: Tensor, residual_RV: Tensor) -> None:
+        """Gradients of targets whose softmax is at hand: two products."""
+        if self.workspace.exact_counts:
+            kept = self.wanted_R[rows].nonzero().squeeze(1)
+            if len(kept) < len(rows):
+                _move_up(residual_RV, kept)
+                rows = rows[kept]
+        for piece in _slices(len(rows), self.chunk_rows):
+            self.send_back(rows[piece], residual_RV[piece])
+
+    def softmax(self, rows: Tensor, logits_RV: Tensor) -> Tensor:
         """Fill ``logits_RV`` with softmax minus one-hot, and note cross-entropy and hits."""
-        x_RD = self.flat_RD[rows].to(self.unembedding_VD.dtype)
-        z_RV = logits_RV[: len(x_RD)]
-        torch.mm(x_RD, self.unembedding_VD.t(), out=z_RV)
         valid_R = self.valid_R[rows]
+        x_RD = self.hidden(rows).to(self.unembedding_VD.dtype)
+        z_RV = logits_RV[: len(rows)]
+        torch.mm(x_RD, self.unembedding_VD.t(), out=z_RV)
         targets_R1 = torch.where(valid_R, self.targets_R[rows], 0).unsqueeze(1)
         z_target_R = z_RV.gather(1, targets_R1).squeeze(1)
         z_max_R = z_RV.amax(1)
@@ -408,20 +420,16 @@ class _Sweep:
         self.measured_R[rows] = valid_R
         return z_RV
 
-    def send_back(self, rows: slice | Tensor, residual_RV: Tensor) -> None:
+    def send_back(self, rows: Tensor, residual_RV: Tensor) -> None:
         """Turn softmax minus one-hot into the gradients of hidden states and unembedding."""
-        factor_R1 = (self.row_factor_R[rows] * self.weights_R[rows]).unsqueeze(1)
-        x_RD = self.flat_RD[rows]
+        factor_R1 = (self.factor_R[rows] * self.weights_R[rows]).unsqueeze(1)
         if self.gradient_VD is not None:
-            scaled_RD = x_RD.to(self.unembedding_VD.dtype) * factor_R1
+            scaled_RD = self.hidden(rows).to(self.unembedding_VD.dtype).mul_(factor_R1)
             self.gradient_VD.addmm_(residual_RV.t(), scaled_RD)
-        if isinstance(rows, slice) and x_RD.dtype == self.unembedding_VD.dtype:
-            torch.mm(residual_RV, self.unembedding_VD, out=x_RD).mul_(factor_R1)
-        else:
-            dx_RD = torch.mm(residual_RV, self.unembedding_VD).mul_(factor_R1)
-            self.flat_RD[rows] = dx_RD.to(self.flat_RD.dtype)
+        dx_RD = torch.mm(residual_RV, self.unembedding_VD).mul_(factor_R1)
+        self.flat_RD[self.places(rows)] = dx_RD.to(self.flat_RD.dtype)
         self.has_gradient_R[rows] = True
-        self.gradient_rows += len(residual_RV)
+        self.gradient_rows += len(rows)
 
     # bookkeeping -----------------------------------------------------------------------------
 
@@ -429,15 +437,26 @@ class _Sweep:
     def chunk_rows(self) -> int:
         return self.workspace.rows_per_chunk(len(self.unembedding_VD), self.ce_R.element_size())
 
+    @property
+    def wanted_R(self) -> Tensor:
+        """Where a gradient is wanted: the weight is not 0, and something learns from it."""
+        return self.learns_R & (self.weights_R != 0)
+
     def scratch(self, rows: int) -> Tensor:
         return self.workspace.logits(rows, self.unembedding_VD)
 
-    def rows_where(self, wanted_R: Tensor, offset: int = 0) -> slice | Tensor:
-        """Rows to visit; all of them, as a slice, where counting is not free."""
-        everything = slice(offset, offset + len(wanted_R))
-        if not self.workspace.exact_counts or bool(wanted_R.all()):
-            return everything
-        return wanted_R.nonzero().squeeze(1) + offset
+    def where_free(self, rows: Tensor, wanted_R: Tensor) -> Tensor:
+        """Those of the rows that are wanted, or all of them where counting is not free."""
+        return rows[wanted_R[rows]] if self.workspace.exact_counts else rows
+
+    def places(self, rows: Tensor) -> Tensor:
+        """Where in ``flat_RD`` these rows are."""
+        B, S, H = self.shape_BSH
+        return rows % H * (B * S) + rows // H
+
+    def hidden(self, rows: Tensor) -> Tensor:
+        """A copy of the hidden states of these rows, read before their gradients replace them."""
+        return self.flat_RD[self.places(rows)]
 
     def set_weights(self, rows: slice | Tensor, weights: Tensor) -> None:
         """Keep the weights of these rows, 0 where not valid, as float32 constants."""
@@ -449,40 +468,24 @@ class _Sweep:
             )
         self.weights_R[rows] = torch.where(valid_R, flat_R, 0)
 
-    def hidden_gradients(self) -> list[Tensor]:
+    def hidden_gradients(self) -> Iterable[Tensor]:
         """H tensors ``[B, S, D]``; rows that were never visited have gradient zero."""
         B, S, H = self.shape_BSH
-        self.flat_RD.masked_fill_(~self.has_gradient_R.unsqueeze(1), 0)
-        return list(self.flat_RD.view(B, S, H, -1).unbind(2))
+        has_gradient_HN = self.has_gradient_R.view(-1, H).t()
+        self.flat_RD.masked_fill_(~has_gradient_HN.reshape(-1, 1), 0)
+        return self.flat_RD.view(H, B, S, -1).unbind()
 
 
-def _length(rows: slice | Tensor) -> int:
-    return rows.stop - rows.start if isinstance(rows, slice) else len(rows)
+def _slices(count: int, most: int) -> Iterator[slice]:
+    """Cut ``range(count)`` into pieces of nearly one length, none longer than ``most``."""
+    pieces = -(-count // most)
+    for i in range(pieces):
+        yield slice(count * i // pieces, count * (i + 1) // pieces)
 
 
-def _slices(count: int, size: int) -> Iterator[slice]:
-    for start in range(0, count, size):
-        yield slice(start, min(start + size, count))
-
-
-def _pick(rows: slice | Tensor, piece: slice) -> slice | Tensor:
-    """The rows at places ``piece`` of a list of rows."""
-    if isinstance(rows, slice):
-        return slice(rows.start + piece.start, rows.start + piece.stop)
-    return rows[piece]
-
-
-def _chunks(rows: slice | Tensor, total: int, size: int) -> Iterator[slice | Tensor]:
-    if isinstance(rows, slice):
-        rows = slice(*rows.indices(total)[:2])
-    for piece in _slices(_length(rows), size):
-        yield _pick(rows, piece)
-
-
-def _rows_of_positions(part: slice | Tensor, heads: int) -> slice | Tensor:
-    if isinstance(part, slice):
-        return slice(part.start * heads, part.stop * heads)
-    return (part.unsqueeze(1) * heads + torch.arange(heads, device=part.device)).view(-1)
+def _chunks(rows: Tensor, most: int) -> Iterator[Tensor]:
+    for piece in _slices(len(rows), most):
+        yield rows[piece]
 
 
 def _move_up(logits_RV: Tensor, kept: Tensor, rows_at_a_time: int = 32) -> None:

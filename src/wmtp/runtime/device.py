@@ -111,6 +111,10 @@ class Device:
         """The widest float there is, for sums over many targets; Apple's chips lack float64."""
         return torch.float32 if self.kind == "mps" else torch.float64
 
+    def zeros(self, *shape: int) -> Tensor:
+        """Zeros on the device to sum into, ``sum_dtype``."""
+        return torch.zeros(shape, dtype=self.sum_dtype, device=self.torch_device)
+
     @property
     def name(self) -> str:
         """The chip's name, for run.yaml and reports."""

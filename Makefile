@@ -1,0 +1,45 @@
+# make demo   set up, then train two small models on Python's own sources and compare them
+# make test   set up, then lint, type check and test
+# make bench  measure the loss against other ways to compute it
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+export WMTP_DATA ?= $(wildcard ../shared/data)
+export WMTP_CACHE ?= $(CURDIR)/.cache
+
+.PHONY: help demo test lint bench clean
+help:
+	@grep '^# make' Makefile | cut -c3-
+
+# torch first and by itself: a later, looser request for it then finds it there
+$(VENV)/.base: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "wmtp needs Python 3.11 or newer; try: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
+	@echo "Setting up $(VENV) (a few minutes the first time) ..."
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP_INSTALL) torch
+	@$(PIP_INSTALL) -e .
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.base
+	@echo "Setting up the test tools ..."
+	@$(PIP_INSTALL) -e '.[test]'
+	@touch $@
+
+demo: $(VENV)/.base
+	@$(BIN)/python scripts/demo.py
+
+test: $(VENV)/.test lint
+	$(BIN)/python -m pytest -q -n 2
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.test
+	$(BIN)/python benchmarks/loss.py
+
+clean:
+	rm -rf $(VENV) .cache runs .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,5 @@
+"""``python -m wmtp``."""
+
+from wmtp.cli import main
+
+main()

@@ -1,0 +1,412 @@
+"""The commands. Torch and the rest are imported by the command that needs them."""
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from wmtp import __version__
+from wmtp.errors import ConfigError, WmtpError
+
+if TYPE_CHECKING:
+    from wmtp.config import Settings
+    from wmtp.data.sources import Source
+
+NEWEST = "newest"
+
+app = typer.Typer(
+    name="wmtp",
+    help="Train language models that predict several tokens ahead, with a weight on every target.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+data_app = typer.Typer(help="Corpora, shards of tokens, reference scores.", no_args_is_help=True)
+tokenizer_app = typer.Typer(help="Train and describe tokenizers.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+app.add_typer(tokenizer_app, name="tokenizer")
+
+ConfigFile = Annotated[str | None, typer.Option("--config", help="YAML file of this machine.")]
+RecipeFile = Annotated[str, typer.Option("--recipe", help="YAML file of the experiment.")]
+Profiles = Annotated[
+    list[str] | None, typer.Option("--profile", help="Partial config laid over the config.")
+]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", help="One key, as in recipe.optim.lr=3e-4.")
+]
+Verbose = Annotated[bool, typer.Option("--verbose", help="Show tracebacks.")]
+Texts = Annotated[
+    list[str],
+    typer.Option("--source", help="File, folder or python-stdlib; may be given several times."),
+]
+Split = Annotated[
+    str, typer.Option(help="all, train or validation; for MBPP also test and prompt.")
+]
+Format = Annotated[str, typer.Option(help="auto, mbpp, jsonl, text or tree.")]
+ModelDirectory = Annotated[
+    Path, typer.Option("--model", help="Hugging Face directory, such as runs/NAME/final.")
+]
+Backend = Annotated[str, typer.Option("--device", help="auto, cuda, mps or cpu.")]
+TokenizerPath = Annotated[str, typer.Option("--tokenizer", help="tokenizer.json or its folder.")]
+
+
+def main() -> None:
+    """Run a command; users' mistakes become plain lines and an exit code."""
+    arguments = sys.argv[1:]
+    try:
+        app(_with_resume_value(arguments), standalone_mode=True)
+    except WmtpError as error:
+        if "--verbose" in arguments:
+            raise
+        for line in str(error).splitlines():
+            print(f"error: {line}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _with_resume_value(arguments: list[str]) -> list[str]:
+    """``--resume`` may stand alone: then it means the newest good checkpoint."""
+    result = []
+    for i, argument in enumerate(arguments):
+        result.append(argument)
+        alone = i + 1 == len(arguments) or arguments[i + 1].startswith("-")
+        if argument == "--resume" and alone:
+            result.append(NEWEST)
+    return result
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Say so.")
+    ] = False,
+) -> None:
+    """Train language models that predict several tokens ahead, with a weight on every target."""
+
+
+# training -----------------------------------------------------------------------------------------
+
+
+@app.command()
+def train(
+    recipe: RecipeFile,
+    config: ConfigFile = None,
+    run_name: Annotated[str | None, typer.Option(help="Name of the run folder.")] = None,
+    tags: Annotated[str | None, typer.Option(help="Comma-separated, for the tracker.")] = None,
+    profile: Profiles = None,
+    override: Overrides = None,
+    resume: Annotated[
+        str | None,
+        typer.Option(help="Go on from this checkpoint; alone, from the run's newest good one."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check all, try one micro-batch, keep nothing.")
+    ] = False,
+    verbose: Verbose = False,
+) -> None:
+    """Train a model from a config and a recipe.
+
+    A resumed run is equal to the last bit to one that never stopped, on the same kind of device
+    with the same version of torch; across devices, versions or compile on/off it is not promised.
+    """
+    settings = _settings(config, recipe, profile, override, run_name, tags)
+    from wmtp.dry_run import make_plan
+    from wmtp.job import assembled
+    from wmtp.runtime.checkpoint import remove_leftovers
+    from wmtp.runtime.console import Console
+    from wmtp.runtime.lock import hold_run_lock
+    from wmtp.runtime.run_folder import create_run_folder, open_run_folder
+    from wmtp.train import train as run_training
+
+    if dry_run:
+        with Console() as console, assembled(settings, console.line, keep_shards=False) as job:
+            for line in make_plan(job).lines():
+                console.result(line)
+        return
+    base_path = Path(settings.config.paths.checkpoints.base_path)
+    name = settings.recipe.run.name
+    folder = (open_run_folder if resume else create_run_folder)(base_path, name)
+    with hold_run_lock(folder.lock_file, name), Console(folder.log_file) as console:
+        remove_leftovers(folder.checkpoints)
+        checkpoint = _checkpoint(resume, folder.checkpoints, console.warning) if resume else None
+        console.line(f"run folder {folder.root}")
+        with assembled(settings, console.line, checkpoint) as job:
+            code = run_training(job, folder, console, checkpoint)
+    raise typer.Exit(code)
+
+
+def _settings(
+    config: str | None,
+    recipe: str,
+    profile: list[str] | None,
+    override: list[str] | None,
+    run_name: str | None = None,
+    tags: str | None = None,
+) -> "Settings":
+    """Read both files; what torch reads when it is imported is set before it is."""
+    from wmtp.config_files import read_yaml_file
+    from wmtp.runtime.environment import set_environment_before_torch
+
+    mps: dict[str, Any] = {}
+    for path in [config, *(profile or [])]:
+        section = read_yaml_file(path).values.get("mps_optimizations") if path else None
+        mps.update(section if isinstance(section, dict) else {})
+    set_environment_before_torch(
+        mps_fallback_to_cpu=mps.get("fallback_to_cpu"),
+        mps_high_watermark=mps.get("high_watermark"),
+        mps_low_watermark=mps.get("low_watermark"),
+    )
+
+    from wmtp.config import load_settings
+
+    overrides = list(override or [])
+    if run_name is not None:
+        overrides.append(f"recipe.run.name={json.dumps(run_name)}")
+    if tags is not None:
+        overrides.append(f"recipe.run.tags={json.dumps([t for t in tags.split(',') if t])}")
+    return load_settings(config, recipe, profiles=tuple(profile or ()), overrides=tuple(overrides))
+
+
+def _checkpoint(resume: str, checkpoints: Path, warn: Any) -> Path:
+    """The checkpoint to go on from, verified; later ones of the run are set aside."""
+    from wmtp.runtime.checkpoint import newest_good, set_aside_after, step_of, verify
+    from wmtp.runtime.training_state import refuse_pickle
+
+    if resume == NEWEST:
+        path, refused = newest_good(checkpoints)
+        for bad, reason in refused:
+            warn(f"checkpoint {bad.name} {reason}: not used")
+    else:
+        path = Path(resume)
+        refuse_pickle(path)
+        if path.resolve().parent != checkpoints.resolve():
+            raise ConfigError(
+                f"--resume {path}: not a checkpoint of this run, whose checkpoints are in "
+                f"{checkpoints}. To start a new run from it, set paths.models.base to it."
+            )
+        verify(path)
+    step = step_of(path)
+    if step is None:
+        raise ConfigError(f"--resume {path}: not a checkpoint folder named step-NNNNNNNN.")
+    for moved in set_aside_after(checkpoints, step):
+        warn(f"set aside as {moved.name}: it lies beyond the checkpoint that is resumed")
+    return path
+
+
+# measuring and writing ----------------------------------------------------------------------------
+
+
+@app.command()
+def evaluate(
+    model: ModelDirectory,
+    data: Annotated[list[str], typer.Option("--data", help="Text to measure on; as --source.")],
+    suite: Annotated[str, typer.Option(help="Comma-separated: perplexity, heads.")] = (
+        "perplexity,heads"
+    ),
+    split: Split = "all",
+    data_format: Annotated[str, typer.Option("--format", help="As in data prepare.")] = "auto",
+    out: Annotated[Path | None, typer.Option(help="Folder for evaluation.json.")] = None,
+    max_length: Annotated[int, typer.Option(min=2, help="Tokens per row or window.")] = 1024,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=2, help="Read only the first tokens of each document.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows at a time.")] = 4,
+    device: Backend = "auto",
+    verbose: Verbose = False,
+) -> None:
+    """Measure a model on text: perplexity and bits per byte, or every head."""
+    import tempfile
+
+    from wmtp.evaluate import check_suites, write_results
+    from wmtp.evaluate import evaluate as run_evaluation
+
+    suites = tuple(name.strip() for name in suite.split(",") if name.strip())
+    check_suites(suites)
+    with tempfile.TemporaryDirectory() as cache:
+        result = run_evaluation(
+            model,
+            suites,
+            _sources(data, split, data_format),
+            _device(device),
+            max_length=max_length,
+            batch_size=batch_size,
+            max_tokens=max_tokens,
+            cache=Path(cache),
+        )
+    print(json.dumps(result, indent=1, ensure_ascii=False))
+    if out is not None:
+        print(write_results(result, out), file=sys.stderr)
+
+
+@app.command()
+def generate(
+    model: ModelDirectory,
+    prompt: Annotated[str, typer.Option(help="Text to continue; - reads standard input.")],
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 128,
+    temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token.")] = 0.0,
+    top_p: Annotated[float, typer.Option(help="Nucleus; above 0, at most 1.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Fixes the draws.")] = 0,
+    device: Backend = "auto",
+    verbose: Verbose = False,
+) -> None:
+    """Continue a text; the text alone goes to standard output, figures to standard error."""
+    import time
+
+    if not 0 < top_p <= 1:
+        raise ConfigError(f"--top-p is {top_p}: it must be above 0 and at most 1.")
+    from wmtp.data.tokenizer import TextTokenizer, stream_text
+    from wmtp.model.generate import Sampling
+    from wmtp.model.generate import generate as tokens_of
+    from wmtp.model.hf_layout import load_model
+
+    place = _device(device)
+    tokenizer = TextTokenizer.load(model)
+    network = load_model(model).to(place.torch_device).eval()
+    text = sys.stdin.read() if prompt == "-" else prompt
+    prompt_ids = [*tokenizer.bos_ids, *tokenizer.encode(text)] or [tokenizer.eos_id]
+    started = time.perf_counter()
+    count = 0
+
+    def counted() -> Any:
+        nonlocal count
+        reason = yield from (
+            tokens_of(
+                network,
+                prompt_ids,
+                max_new_tokens=max_new_tokens,
+                sampling=Sampling(temperature, top_p, seed),
+                stop_ids=(tokenizer.eos_id,),
+            )
+        )
+        counted_reason.append(reason)
+
+    counted_reason: list[str] = []
+    for piece, tokens in stream_text(tokenizer, counted()):
+        count += tokens
+        print(piece, end="", flush=True)
+    print()
+    seconds = time.perf_counter() - started
+    ended = {"stop_id": "end of text", "context": "context is full"}.get(counted_reason[0], "")
+    print(
+        f"{count} tokens in {seconds:.2f} s, {count / seconds:.1f} tokens/s"
+        + (f" ({ended})" if ended else ""),
+        file=sys.stderr,
+    )
+
+
+# data ---------------------------------------------------------------------------------------------
+
+
+@data_app.command()
+def prepare(
+    source: Texts,
+    tokenizer: TokenizerPath,
+    out: Annotated[Path, typer.Option(help="Folder of shards to make.")],
+    split: Split = "all",
+    data_format: Annotated[str, typer.Option("--format")] = "auto",
+    verbose: Verbose = False,
+) -> None:
+    """Tokenize text into shards that train, evaluate and score can read."""
+    from wmtp.data.prepare import prepare as run_prepare
+    from wmtp.data.tokenizer import TextTokenizer
+
+    report = run_prepare(_sources(source, split, data_format), TextTokenizer.load(tokenizer), out)
+    for line in report.lines():
+        print(line)
+
+
+@data_app.command()
+def score(
+    recipe: RecipeFile,
+    config: ConfigFile = None,
+    profile: Profiles = None,
+    override: Overrides = None,
+    verbose: Verbose = False,
+) -> None:
+    """Run the reference model over a recipe's training data once, and keep its scores."""
+    settings = _settings(config, recipe, profile, override)
+    from wmtp.job import score_training_data
+    from wmtp.runtime.console import Console
+
+    with Console() as console:
+        console.result(score_training_data(settings, console))
+
+
+@data_app.command()
+def inspect(
+    shards: Annotated[Path, typer.Argument(help="Folder of shards.")],
+    documents: Annotated[int, typer.Option(min=0, help="How many to show.")] = 3,
+    characters: Annotated[int, typer.Option(min=1, help="How much of each.")] = 300,
+    verbose: Verbose = False,
+) -> None:
+    """Show what shards hold: counts, columns, and some documents as the model reads them."""
+    from wmtp.data.inspect import describe_shards
+
+    for line in describe_shards(shards, documents, characters):
+        print(line)
+
+
+@tokenizer_app.command("train")
+def train_tokenizer(
+    source: Texts,
+    out: Annotated[Path, typer.Option(help="Folder for tokenizer.json.")],
+    vocab_size: Annotated[int, typer.Option(min=257)] = 32000,
+    split: Split = "all",
+    data_format: Annotated[str, typer.Option("--format")] = "auto",
+    verbose: Verbose = False,
+) -> None:
+    """Train a lossless byte-level BPE tokenizer on text."""
+    from wmtp.data.sources import read_texts
+    from wmtp.data.tokenizer_training import train_tokenizer as run_training
+
+    sources = _sources(source, split, data_format)
+    trained = run_training((t for one in sources for t in read_texts(one)), vocab_size)
+    trained.save(out)
+    print(f"{out}: {trained.vocab_size} tokens")
+
+
+@tokenizer_app.command("describe")
+def describe_tokenizers(
+    tokenizer: Annotated[list[str], typer.Option(help="May be given several times.")],
+    source: Texts,
+    split: Split = "all",
+    data_format: Annotated[str, typer.Option("--format")] = "auto",
+    verbose: Verbose = False,
+) -> None:
+    """Measure tokenizers on text: bytes per token, and whether every document survives."""
+    from wmtp.data.sources import read_texts
+    from wmtp.data.tokenizer import TextTokenizer
+    from wmtp.data.tokenizer_training import describe_tokenizer
+
+    sources = _sources(source, split, data_format)
+    for path in tokenizer:
+        texts = (text for one in sources for text in read_texts(one))
+        print(path)
+        for line in describe_tokenizer(TextTokenizer.load(path), texts).lines():
+            print(f"  {line}")
+
+
+def _sources(paths: list[str], split: str, data_format: str) -> "tuple[Source, ...]":
+    from wmtp.data.sources import make_source
+
+    return tuple(make_source(path, split, data_format) for path in paths)
+
+
+def _device(backend: str) -> Any:
+    from wmtp.runtime.environment import set_environment_before_torch
+
+    set_environment_before_torch()
+    from wmtp.runtime.device import choose_device
+
+    if backend not in ("auto", "cuda", "mps", "cpu"):
+        raise ConfigError(f"--device is {backend!r}. Use auto, cuda, mps or cpu.")
+    return choose_device(backend, "fp32")  # type: ignore[arg-type]  # checked above

@@ -1,0 +1,159 @@
+"""One micro-batch: what the heads read and aim at. The shift by ``h + 1`` happens here only."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
+from torch import Tensor
+
+from wmtp.data.order import rows_at
+from wmtp.data.rows import Rows
+from wmtp.data.shards import Column
+from wmtp.errors import DataError
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A micro-batch of B rows with S positions and H heads.
+
+    Attributes:
+        tokens_BS: inputs ``x_s``, int64; 0 after the end of the data.
+        targets_BSH: ``x_{s+1+h}``, int64: the true token wherever the row has one, valid or not,
+            because sequential heads read it; 0 elsewhere. The tokens ``x_0 .. x_{S+H-2}`` of a row
+            are ``cat(tokens_BS, targets_BSH[:, -1, :H-1])``.
+        valid_BSH: bool, the target exists, lies in the document of ``x_s``, and is wanted.
+        documents_BS: int32 index of the document that each token lies in, -1 after the end of the
+            data; None when every row is one document.
+        reference_ce_BSH: float32 score of each target token, 0 where there is none; None if not
+            asked for.
+        loss_weights_BSH: float32 weight that the data gives each target token, 0 where there is
+            none; None if not asked for.
+        valid_counts_H: number of valid targets of each head, known without asking a device.
+        rows: which rows of the data these are.
+    """
+
+    tokens_BS: Tensor
+    targets_BSH: Tensor
+    valid_BSH: Tensor
+    documents_BS: Tensor | None
+    reference_ce_BSH: Tensor | None
+    loss_weights_BSH: Tensor | None
+    valid_counts_H: tuple[int, ...]
+    rows: tuple[int, ...]
+
+    def to(self, device: torch.device) -> "Batch":
+        """The batch on a device; from pinned memory the copy does not wait."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> "Batch":
+        """The batch in page-locked memory; ``DataLoader`` calls this."""
+        return self._map(Tensor.pin_memory)
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        def change_if_any(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else change(tensor)
+
+        return Batch(
+            tokens_BS=change(self.tokens_BS),
+            targets_BSH=change(self.targets_BSH),
+            valid_BSH=change(self.valid_BSH),
+            documents_BS=change_if_any(self.documents_BS),
+            reference_ce_BSH=change_if_any(self.reference_ce_BSH),
+            loss_weights_BSH=change_if_any(self.loss_weights_BSH),
+            valid_counts_H=self.valid_counts_H,
+            rows=self.rows,
+        )
+
+
+def batch_at(rows: Rows, seed: int, start_row: int, batch_size: int, horizon: int) -> Batch:
+    """The micro-batch that begins at a position of the shuffled, endless stream of rows.
+
+    Nothing else decides what is in it: not what was read before, nor by how many workers.
+
+    Args:
+        rows: the data.
+        seed: of the order.
+        start_row: position of the first row, counted from the start of training over all epochs.
+        batch_size: B.
+        horizon: H.
+    """
+    return gather_rows(rows, rows_at(len(rows), seed, start_row, batch_size), horizon)
+
+
+def evaluation_batches(rows: Rows, *, batch_size: int, horizon: int) -> Iterator[Batch]:
+    """Every row once and in order; the last batch may be short."""
+    for start in range(0, len(rows), batch_size):
+        yield gather_rows(rows, np.arange(start, min(start + batch_size, len(rows))), horizon)
+
+
+def gather_rows(rows: Rows, rows_B: NDArray[np.int64], horizon: int) -> Batch:
+    """The batch of the given rows.
+
+    Raises:
+        DataError: a token is outside the vocabulary: the file was damaged.
+        ValueError: ``horizon`` is below 1.
+    """
+    if horizon < 1:
+        raise ValueError(f"horizon is {horizon}, below 1")
+    S, T = rows.max_length, rows.max_length + horizon  # T: a row and what its heads aim at
+    positions_BT = rows.starts(rows_B)[:, None] + np.arange(T)
+    exists_BT = positions_BT < rows.stops(rows_B)[:, None]
+    known_BT = np.minimum(positions_BT, rows.tokens - 1)
+
+    stream_BT = _pick(rows.shards.tokens, known_BT, exists_BT, np.int64)
+    if stream_BT.max(initial=0) >= rows.shards.manifest.vocab_size:
+        raise DataError(
+            f"shards '{rows.shards.path}' are damaged: token {stream_BT.max()} is outside the "
+            "vocabulary. Delete the folder and prepare it again."
+        )
+    documents_BT = np.where(exists_BT, rows.documents_at(known_BT), -1)
+    wanted_BT = exists_BT
+    wanted = rows.shards.wanted if rows.mask_prompt else None
+    if wanted is not None:
+        wanted_BT = _pick(wanted.values, known_BT, exists_BT, np.bool_)
+    documents_BS1 = documents_BT[:, :S, None]
+    valid_BSH = (_targets(documents_BT, horizon) == documents_BS1) & _targets(wanted_BT, horizon)
+
+    weights = rows.shards.loss_weights if rows.with_loss_weights else None
+    return Batch(
+        tokens_BS=_tensor(stream_BT[:, :S]),
+        targets_BSH=_tensor(_targets(stream_BT, horizon)),
+        valid_BSH=_tensor(valid_BSH),
+        documents_BS=_tensor(documents_BT[:, :S].astype(np.int32)) if rows.packed else None,
+        reference_ce_BSH=_aligned(rows.reference_scores, known_BT, exists_BT, horizon),
+        loss_weights_BSH=_aligned(weights, known_BT, exists_BT, horizon),
+        valid_counts_H=tuple(valid_BSH.sum((0, 1)).tolist()),
+        rows=tuple(rows_B.tolist()),
+    )
+
+
+def _targets(x_BT: NDArray[Any], horizon: int) -> NDArray[Any]:
+    """Entry ``[b, s, h]`` is ``x_BT[b, s + 1 + h]``: the shift."""
+    return sliding_window_view(x_BT[:, 1:], horizon, axis=1)
+
+
+def _aligned(
+    column: Column | None,
+    known_BT: NDArray[np.int64],
+    exists_BT: NDArray[np.bool_],
+    horizon: int,
+) -> Tensor | None:
+    """A column's value of each target."""
+    if column is None:
+        return None
+    return _tensor(_targets(_pick(column.values, known_BT, exists_BT, np.float32), horizon))
+
+
+def _pick(
+    values: NDArray[Any], known_BT: NDArray[np.int64], exists_BT: NDArray[np.bool_], dtype: Any
+) -> NDArray[Any]:
+    """The values at positions, 0 where there is no such position."""
+    return np.where(exists_BT, values[known_BT], 0).astype(dtype)
+
+
+def _tensor(array: NDArray[Any]) -> Tensor:
+    return torch.from_numpy(array.copy())  # a window on another array cannot be written to

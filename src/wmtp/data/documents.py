@@ -1,0 +1,106 @@
+"""A document on its way from a file to tokens, and the lines that could not become one."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import final
+
+Span = tuple[int, int, float]
+"""First character, the one after the last, and the weight of what lies between."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A piece of text that is tokenized by itself, as a prompt is when a model is used."""
+
+    text: str
+    wanted: bool = True
+    """False for a prompt: read by the model, but not learned."""
+
+
+@dataclass(frozen=True)
+class Document:
+    """Text whose tokens may see one another, and no others.
+
+    Attributes:
+        name: where it comes from, ``FILE`` or ``FILE:LINE``.
+        segments: its text in order, none of it empty.
+        weight: ``loss_weights`` of every token, or None where the data says nothing (then 1).
+        spans: weights that differ, over the characters of all segments joined; a later span wins.
+    """
+
+    name: str
+    segments: tuple[Segment, ...]
+    weight: float | None = None
+    spans: tuple[Span, ...] = ()
+
+
+@dataclass(frozen=True)
+class TokenDocument:
+    """A document that arrives as token ids; ``weights`` has one number per id, or None (then 1)."""
+
+    name: str
+    ids: tuple[int, ...]
+    weights: tuple[float, ...] | None = None
+
+
+class UnusableError(Exception):
+    """Why a line or file cannot become a document; caught where its place is known."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(f"{reason} ({detail})" if detail else reason)
+        self.reason = reason
+        self.detail = detail
+
+
+@dataclass(frozen=True)
+class BadLine:
+    """A line or file that was left out: where it stands and why, in words that can be counted."""
+
+    place: str
+    reason: str
+    detail: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.reason}" + (f" ({self.detail})" if self.detail else "")
+
+    def as_json(self) -> str:
+        """One line of ``bad_lines.jsonl``."""
+        row = {"place": self.place, "reason": self.reason, "detail": self.detail}
+        return json.dumps(row, ensure_ascii=True)
+
+
+@final
+@dataclass
+class BadLines:
+    """Collects what was left out, so that nothing is left out silently.
+
+    Example:
+        >>> bad = BadLines()
+        >>> with bad.at("a.jsonl:3"):
+        ...     raise UnusableError("not JSON", "Expecting value")
+        >>> bad.summary()
+        ['a.jsonl:3: not JSON (Expecting value)']
+    """
+
+    lines: list[BadLine] = field(default_factory=list)
+
+    @contextmanager
+    def at(self, place: str) -> Iterator[None]:
+        """Note an ``UnusableError`` raised inside the block as the bad line of that place."""
+        try:
+            yield
+        except UnusableError as error:
+            self.lines.append(BadLine(place, error.reason, error.detail))
+
+    def per_reason(self) -> dict[str, int]:
+        """How many were left out for each reason, the most frequent first."""
+        return dict(Counter(line.reason for line in self.lines).most_common())
+
+    def summary(self, first: int = 5) -> list[str]:
+        """Lines for a person: the first few with their places, then how many more there are."""
+        lines = [str(line) for line in self.lines[:first]]
+        rest = len(self.lines) - first
+        return [*lines, f"and {rest} more"] if rest > 0 else lines

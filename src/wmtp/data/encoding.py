@@ -1,0 +1,121 @@
+"""Documents become tokens, with what the data says about each of them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wmtp.data.documents import BadLines, Document, TokenDocument, UnusableError
+from wmtp.data.tokenizer import TextTokenizer
+
+
+@dataclass(frozen=True)
+class EncodedDocument:
+    """A document as it goes to disk: what the tokenizer puts in front, its text, its end.
+
+    Attributes:
+        name: where it comes from.
+        ids: its tokens, int64.
+        wanted: for each whether it is to be learned; only tokens of a prompt are not.
+        weights: ``loss_weights`` of each, float32, or None where the data says nothing.
+    """
+
+    name: str
+    ids: NDArray[np.int64]
+    wanted: NDArray[np.bool_]
+    weights: NDArray[np.float32] | None
+
+
+def encode_documents(
+    tokenizer: TextTokenizer, documents: Sequence[Document | TokenDocument], bad: BadLines
+) -> list[EncodedDocument]:
+    """Tokenize documents, all their texts at once; what cannot be used is told to ``bad``.
+
+    A span of weights goes to the tokens by their last character: a word usually carries the space
+    before it, so that the span of a word is that word's token, with and without its space.
+    """
+    texts = [
+        segment.text
+        for document in documents
+        if isinstance(document, Document) and not document.spans
+        for segment in document.segments
+    ]
+    encoded_texts = iter(tokenizer.encode_batch(texts))
+    encoded = []
+    for document in documents:
+        if isinstance(document, TokenDocument):
+            with bad.at(document.name):
+                encoded.append(_encode_ids(tokenizer, document))
+        elif document.spans:
+            encoded.append(_encode_with_spans(tokenizer, document))
+        else:
+            parts = [next(encoded_texts) for _ in document.segments]
+            weights = None
+            if document.weight is not None:
+                weights = [np.full(len(ids), document.weight) for ids in parts]
+            encoded.append(_join(tokenizer, document, parts, weights))
+    return encoded
+
+
+def _encode_with_spans(tokenizer: TextTokenizer, document: Document) -> EncodedDocument:
+    base = 1.0 if document.weight is None else document.weight
+    weights_of_characters = np.full(sum(len(s.text) for s in document.segments), base)
+    for start, stop, weight in document.spans:
+        weights_of_characters[start:stop] = weight
+    parts, weights, offset = [], [], 0
+    for segment in document.segments:
+        ids, ends = tokenizer.encode_with_ends(segment.text)
+        parts.append(ids)
+        weights.append(weights_of_characters[offset + np.maximum(ends - 1, 0)])
+        offset += len(segment.text)
+    return _join(tokenizer, document, parts, weights)
+
+
+def _join(
+    tokenizer: TextTokenizer,
+    document: Document,
+    parts: Sequence[NDArray[np.int64]],
+    weights: Sequence[NDArray[np.float64]] | None,
+) -> EncodedDocument:
+    """Put the beginning and the end around a document's segments."""
+    front = np.array(tokenizer.bos_ids, dtype=np.int64)
+    end = np.array([tokenizer.eos_id], dtype=np.int64)
+    is_wanted = [segment.wanted for segment in document.segments]
+    wanted = [
+        np.ones(len(front), dtype=bool),
+        *(np.full(len(ids), flag) for ids, flag in zip(parts, is_wanted, strict=True)),
+        np.array([is_wanted[-1]]),
+    ]
+    base = 1.0 if document.weight is None else document.weight
+    return EncodedDocument(
+        document.name,
+        np.concatenate([front, *parts, end]),
+        np.concatenate(wanted),
+        None
+        if weights is None
+        else _float32([np.full(len(front), base), *weights, np.array([base])]),
+    )
+
+
+def _encode_ids(tokenizer: TextTokenizer, document: TokenDocument) -> EncodedDocument:
+    """Ids as they came; what stands in front and at the end is added where it is missing."""
+    outside = [i for i in document.ids if not 0 <= i < tokenizer.vocab_size]
+    if outside:
+        raise UnusableError(
+            "token outside the vocabulary", f"{outside[0]} is not below {tokenizer.vocab_size}"
+        )
+    ids = document.ids
+    starts_right = ids[: len(tokenizer.bos_ids)] == tokenizer.bos_ids
+    front = () if starts_right else tokenizer.bos_ids
+    end = () if ids[-1] == tokenizer.eos_id else (tokenizer.eos_id,)
+    whole = np.array([*front, *ids, *end], dtype=np.int64)
+    weights = None
+    if document.weights is not None:
+        given = np.array(document.weights)
+        weights = _float32([np.ones(len(front)), given, np.ones(len(end))])
+    return EncodedDocument(document.name, whole, np.ones(len(whole), dtype=bool), weights)
+
+
+def _float32(parts: Sequence[NDArray[np.float64]]) -> NDArray[np.float32]:
+    return np.concatenate(parts).astype(np.float32)

@@ -1,0 +1,202 @@
+"""One line of a JSONL file becomes one document."""
+
+import json
+import reprlib
+from typing import Any
+
+from wmtp.data.documents import Document, Segment, Span, TokenDocument, UnusableError
+
+WEIGHT_KEYS = ("loss_weights", "loss_weight", "loss_scale")
+COMPLETION_KEYS = ("completion", "response")
+MBPP_KEYS = frozenset({"task_id", "text", "code", "test_list"})
+
+LARGEST_WEIGHT = 65504.0
+"""The largest number of float16, in which weights are stored."""
+
+
+def parse_object(line: bytes) -> dict[str, Any]:
+    """The JSON object on a line.
+
+    Raises:
+        UnusableError: the line is not UTF-8, not JSON, or not an object.
+    """
+    if b"\0" in line:
+        raise UnusableError("NUL byte")
+    try:
+        value = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise UnusableError("not valid UTF-8", f"byte {error.start + 1}") from error
+    except (ValueError, RecursionError) as error:
+        raise UnusableError("not JSON", str(error)) from error
+    if not isinstance(value, dict):
+        raise UnusableError("not a JSON object", type(value).__name__)
+    return value
+
+
+def parse_row(row: dict[str, Any], name: str) -> Document | TokenDocument:
+    """A document from ``{"text"}``, ``{"prompt", "completion"}`` or ``{"tokens"}``.
+
+    ``response`` is another name for ``completion``. ``loss_weights`` (or ``loss_weight``,
+    ``loss_scale``) is a number for the whole document, or spans ``[[start, end, weight], ...]``
+    over its text (prompt and completion joined), or a list of one number per entry of ``tokens``.
+
+    Raises:
+        UnusableError: a key is missing, or its value is of the wrong type or out of range.
+
+    Example:
+        >>> parse_row({"prompt": "1+1=", "completion": "2", "loss_weights": 0.5}, "sums.jsonl:1")
+        ... # doctest: +NORMALIZE_WHITESPACE
+        Document(name='sums.jsonl:1', segments=(Segment(text='1+1=', wanted=False),
+                 Segment(text='2', wanted=True)), weight=0.5, spans=())
+    """
+    weights = _given_weights(row)
+    if "tokens" in row:
+        return _token_document(row["tokens"], weights, name)
+    completion = next((key for key in COMPLETION_KEYS if key in row), None)
+    if "prompt" in row and completion is not None:
+        segments = [
+            Segment(_text(row, "prompt", may_be_empty=True), wanted=False),
+            Segment(_text(row, completion)),
+        ]
+    elif "text" in row:
+        segments = [Segment(_text(row, "text"))]
+    else:
+        found = ", ".join(sorted(row)[:8]) or "nothing"
+        raise UnusableError(
+            "no text", f"keys are {found}; text, or prompt and completion, or tokens is needed"
+        )
+    weight, spans = _text_weights(weights, "".join(segment.text for segment in segments))
+    plain = [Segment(unix_newlines(segment.text), segment.wanted) for segment in segments]
+    return Document(name, tuple(segment for segment in plain if segment.text), weight, spans)
+
+
+def parse_mbpp_row(row: dict[str, Any], name: str) -> Document:
+    '''A problem of MBPP: its text and tests as a docstring to be read, its code to be learned.
+
+    Raises:
+        UnusableError: a key is missing or its value is of the wrong type.
+
+    Source:
+        Austin et al. 2021 (arXiv:2108.07732); the prompt is that of InCoder's and bigcode's
+        evaluations.
+
+    Example:
+        >>> row = {"task_id": 1, "text": "Add.", "code": "x", "test_list": ["assert a", "assert b"]}
+        >>> print(parse_mbpp_row(row, "").segments[0].text, end="")
+        """
+        Add.
+        assert a
+        assert b
+        """
+    '''
+    mbpp_task_id(row)
+    tests = row.get("test_list")
+    if not isinstance(tests, list):
+        raise UnusableError("test_list is not a list of strings")
+    lines = [_text(row, "text"), *(_checked_text(test, "test_list") for test in tests)]
+    prompt = unix_newlines('"""\n' + "\n".join(lines) + '\n"""\n')
+    code = unix_newlines(_text(row, "code"))
+    weights = _given_weights(row)
+    weight = None if weights is None else _weight(weights)
+    return Document(name, (Segment(prompt, wanted=False), Segment(code)), weight)
+
+
+def mbpp_task_id(row: dict[str, Any]) -> int:
+    """The problem's number, by which MBPP is split."""
+    task_id = row.get("task_id")
+    if not isinstance(task_id, int) or isinstance(task_id, bool):
+        raise UnusableError("task_id is not an integer", _shown(task_id))
+    return task_id
+
+
+def unix_newlines(text: str) -> str:
+    r"""Every line ends in ``\n``, whatever wrote the file."""
+    return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
+
+
+def check_text(text: str, key: str) -> str:
+    """The text, if it can be tokenized and stored.
+
+    Raises:
+        UnusableError: it holds NUL, or half of a surrogate pair, which is no character.
+    """
+    if "\0" in text:
+        raise UnusableError("NUL byte", f"in {key}")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UnusableError("lone surrogate", f"in {key}, character {error.start}") from error
+    return text
+
+
+def _text(row: dict[str, Any], key: str, may_be_empty: bool = False) -> str:
+    text = _checked_text(row.get(key), key)
+    if not text and not may_be_empty:
+        raise UnusableError(f"{key} is empty")
+    return text
+
+
+def _checked_text(value: object, key: str) -> str:
+    if not isinstance(value, str):
+        raise UnusableError(f"{key} is not a string", _shown(value))
+    return check_text(value, key)
+
+
+def _given_weights(row: dict[str, Any]) -> object:
+    given = [key for key in WEIGHT_KEYS if row.get(key) is not None]
+    if len(given) > 1:
+        raise UnusableError("weights given twice", " and ".join(given))
+    return row[given[0]] if given else None
+
+
+def _text_weights(weights: object, text: str) -> tuple[float | None, tuple[Span, ...]]:
+    if weights is None:
+        return None, ()
+    if not isinstance(weights, list):
+        return _weight(weights), ()
+    return 1.0, tuple(_span(span, text) for span in weights)
+
+
+def _span(span: object, text: str) -> Span:
+    if not (isinstance(span, list) and len(span) == 3 and all(map(_is_integer, span[:2]))):
+        raise UnusableError(
+            "loss_weights is not a number or spans [[start, end, weight], ...]", _shown(span)
+        )
+    start, end, weight = span
+    if not 0 <= start < end <= len(text):
+        raise UnusableError(
+            "loss_weights span outside the text", f"{start} to {end} of {len(text)} characters"
+        )
+    # spans count the characters of the file; the document has lost the \r of each \r\n
+    before, inside = text.count("\r\n", 0, start), text.count("\r\n", 0, end)
+    return start - before, end - inside, _weight(weight)
+
+
+def _token_document(ids: object, weights: object, name: str) -> TokenDocument:
+    if not (isinstance(ids, list) and ids and all(_is_integer(token) for token in ids)):
+        raise UnusableError("tokens is not a list of integers", _shown(ids))
+    if isinstance(weights, list):
+        if len(weights) != len(ids):
+            raise UnusableError(
+                "loss_weights and tokens differ in length", f"{len(weights)} and {len(ids)}"
+            )
+        return TokenDocument(name, tuple(ids), tuple(_weight(weight) for weight in weights))
+    if weights is not None:
+        return TokenDocument(name, tuple(ids), (_weight(weights),) * len(ids))
+    return TokenDocument(name, tuple(ids))
+
+
+def _weight(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise UnusableError("a weight is not a number", _shown(value))
+    if not 0 <= value <= LARGEST_WEIGHT:  # nor NaN
+        raise UnusableError("a weight is not from 0 to 65504", _shown(value))
+    return float(value)
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _shown(value: object) -> str:
+    return reprlib.repr(value)  # short, however long the value

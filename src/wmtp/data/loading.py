@@ -1,0 +1,98 @@
+"""Micro-batches made ahead of time by worker processes."""
+
+import multiprocessing
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import count
+from typing import Any, final
+
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from wmtp.data.batches import Batch, batch_at
+from wmtp.data.rows import Rows
+
+
+@contextmanager
+def load_batches(
+    rows: Rows,
+    *,
+    seed: int,
+    start_row: int,
+    batch_size: int,
+    horizon: int,
+    num_workers: int = 0,
+    prefetch_factor: int = 2,
+    pin_memory: bool = False,
+) -> Iterator[Iterator[Batch]]:
+    """Micro-batches without end, the same for any number of workers.
+
+    The generator of random numbers that the rest of the program uses is not touched, and the
+    workers are gone when the block ends.
+
+    Args:
+        rows: the data.
+        seed: of the order of rows.
+        start_row: position to begin at, in rows since the start of training.
+        batch_size: B, rows per micro-batch.
+        horizon: H, prediction heads.
+        num_workers: processes that make batches; 0 makes them here, when they are asked for.
+        prefetch_factor: batches that each worker makes ahead.
+        pin_memory: put batches into page-locked memory.
+    """
+    loader = DataLoader(
+        _MicroBatches(rows, seed, start_row, batch_size, horizon),
+        batch_size=None,
+        sampler=_Count(),
+        collate_fn=_unchanged,
+        num_workers=num_workers,
+        prefetch_factor=prefetch_factor if num_workers else None,
+        pin_memory=pin_memory,
+        worker_init_fn=_leave_signals_to_the_main_process if num_workers else None,
+        # a fork of a process that has threads (torch, trackers) may hang
+        multiprocessing_context=multiprocessing.get_context("spawn") if num_workers else None,
+        generator=torch.Generator(),  # else it draws from the global one
+    )
+    batches = iter(loader)
+    try:
+        yield batches
+    finally:
+        if num_workers:
+            # what the iterator's destructor does, but now, whoever still holds a reference
+            batches._shutdown_workers()  # type: ignore[attr-defined]
+
+
+@final
+@dataclass(frozen=True)
+class _MicroBatches(Dataset[Batch]):
+    """Micro-batch ``i`` after the start."""
+
+    rows: Rows
+    seed: int
+    start_row: int
+    batch_size: int
+    horizon: int
+
+    def __getitem__(self, index: int) -> Batch:
+        start = self.start_row + index * self.batch_size
+        return batch_at(self.rows, self.seed, start, self.batch_size, self.horizon)
+
+
+@final
+class _Count(Sampler[int]):
+    """0, 1, 2, ..."""
+
+    def __iter__(self) -> Iterator[int]:
+        return count()
+
+
+def _unchanged(batch: Any) -> Any:
+    return batch
+
+
+def _leave_signals_to_the_main_process(_worker: int) -> None:
+    """A terminal sends Ctrl-C to workers as well, but the run decides when it stops."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

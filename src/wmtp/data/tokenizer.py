@@ -1,0 +1,288 @@
+"""The tokenizer of a run: text to ids and back, and how it is told from every other."""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Encoding, Tokenizer
+
+from wmtp.errors import DataError
+
+TOKENIZER_FILE = "tokenizer.json"
+CONFIG_FILE = "tokenizer_config.json"
+
+# Files that belong to a tokenizer and travel with it into a checkpoint.
+_OWN_FILES = (CONFIG_FILE, "special_tokens_map.json", "chat_template.jinja")
+_NO_CHARACTER = "\ufffd"  # what bytes that are no character are decoded to
+_EOS_NAMES = ("<|endoftext|>", "</s>", "<eos>", "<|end_of_text|>", "<|eos|>", "[EOS]")
+
+# The library needs about 100 bytes per token while it works; longer texts go through in pieces.
+LONGEST_PIECE_CHARS = 1 << 19
+# Before a single space between two visible characters every usual pre-tokenizer begins a word.
+_CLEAN_CUT = re.compile(r"(?<=\S)(?= \S)")
+
+
+def stream_text(tokenizer: "TextTokenizer", ids: Iterable[int]) -> Iterator[tuple[str, int]]:
+    """Decode ids as they come; yields a piece of text and the number of ids it stands for.
+
+    An id may be part of a character: its text is held back until the character is whole, or the
+    ids end.
+    """
+    context: list[int] = []  # what was shown last: some tokenizers drop a text's first space
+    pending: list[int] = []
+
+    def text_of_pending() -> str:
+        return tokenizer.decode([*context, *pending])[len(tokenizer.decode(context)) :]
+
+    for token_id in ids:
+        pending.append(token_id)
+        text = text_of_pending()
+        if not text.endswith(_NO_CHARACTER):
+            yield text, len(pending)
+            context, pending = pending, []
+    if pending:
+        yield text_of_pending(), len(pending)
+
+
+@final
+class TextTokenizer:
+    """A tokenizer whose text is only text: a literal ``<|endoftext|>`` never becomes the token.
+
+    Attributes:
+        eos_id: the token that ends every document.
+        bos_ids: what the tokenizer puts in front of every text, often nothing.
+        vocab_size: ids are ``0 .. vocab_size - 1``.
+    """
+
+    def __init__(self, model: Tokenizer, eos_id: int, files: Mapping[str, bytes]) -> None:
+        """Use ``load`` or ``train_tokenizer``; ``files`` are what ``save`` writes."""
+        self._model = model
+        self._model.no_truncation()
+        self._model.no_padding()
+        self._model.encode_special_tokens = True
+        self._files = dict(files)
+        self.eos_id = eos_id
+        self.bos_ids = _tokens_in_front(model)
+        self.vocab_size: int = 1 + max(model.get_vocab(with_added_tokens=True).values())
+
+    @classmethod
+    def load(cls, path: str | Path) -> "TextTokenizer":
+        """Load a ``tokenizer.json``, or the one in a folder, with what stands beside it.
+
+        Raises:
+            DataError: there is none, it cannot be read, or nothing says what ends a document.
+        """
+        path = Path(path)
+        folder = path if path.is_dir() else path.parent
+        file = path / TOKENIZER_FILE if path.is_dir() else path
+        if not file.is_file():
+            raise DataError(
+                f"tokenizer '{path}': there is no {TOKENIZER_FILE}. Write one with "
+                "transformers: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)."
+                if path.is_dir()
+                else f"tokenizer '{path}': no such file or folder."
+            )
+        model = _parse_tokenizer(file)
+        eos_id = _find_eos(model, folder)
+        files = {
+            name: (folder / name).read_bytes() for name in _OWN_FILES if (folder / name).is_file()
+        }
+        if CONFIG_FILE not in files:
+            front = _tokens_in_front(model)
+            files[CONFIG_FILE] = config_content(
+                eos_token=str(model.id_to_token(eos_id)),
+                bos_token=str(model.id_to_token(front[0])) if front else None,
+            )
+        return cls(model, eos_id, {TOKENIZER_FILE: file.read_bytes(), **files})
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text, without what goes in front of it or ends it.
+
+        Raises:
+            ValueError: the text has half of a surrogate pair, which is no character.
+        """
+        ids: list[int] = self.encode_batch([text])[0].tolist()
+        return ids
+
+    def encode_batch(self, texts: Sequence[str]) -> list[NDArray[np.int64]]:
+        """Ids of each text; the texts are tokenized in parallel where the environment allows."""
+        return [
+            np.concatenate([np.array(encoding.ids, dtype=np.int64) for _, encoding in parts])
+            for parts in self._encode_pieces(texts, with_ends=False)
+        ]
+
+    def encode_with_ends(self, text: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Ids of a text, and for each the number of characters up to and including its last."""
+        (parts,) = self._encode_pieces([text], with_ends=True)
+        ids = [np.array(encoding.ids, dtype=np.int64) for _, encoding in parts]
+        ends = [
+            np.array([start + end for _, end in encoding.offsets], dtype=np.int64)
+            for start, encoding in parts
+        ]
+        return np.concatenate(ids), np.concatenate(ends)
+
+    def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
+        """Text of ids; special tokens are left out unless asked for."""
+        return str(self._model.decode(list(ids), skip_special_tokens=skip_special))
+
+    def token_text(self, token_id: int) -> str:
+        """What one token stands for, as it would be decoded."""
+        return self.decode([token_id], skip_special=False)
+
+    @cached_property
+    def special_ids(self) -> frozenset[int]:
+        """Ids that no text may produce, apart from the one for unknown characters."""
+        added = self._model.get_added_tokens_decoder()
+        unknown = self._json["model"].get("unk_token")
+        return frozenset(
+            token_id for token_id, t in added.items() if t.special and t.content != unknown
+        )
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of everything that decides which ids a text gets.
+
+        Two files that differ in layout, or in truncation and padding, have the same one.
+        """
+        parts = {key: v for key, v in self._json.items() if key not in ("truncation", "padding")}
+        text = json.dumps(parts, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+        return hashlib.sha256(text.encode("ascii")).hexdigest()
+
+    def save(self, folder: Path) -> None:
+        """Write the files that transformers' ``AutoTokenizer`` and ``load`` read.
+
+        Raises:
+            OSError: a file could not be written.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in self._files.items():
+            (folder / name).write_bytes(content)
+
+    @cached_property
+    def _json(self) -> dict[str, Any]:
+        parts: dict[str, Any] = json.loads(self._model.to_str())
+        return parts
+
+    @cached_property
+    def _special_text(self) -> re.Pattern[str] | None:
+        contents = [str(self._model.id_to_token(token_id)) for token_id in self.special_ids]
+        return re.compile("|".join(map(re.escape, contents))) if contents else None
+
+    def _encode_pieces(
+        self, texts: Sequence[str], with_ends: bool
+    ) -> list[list[tuple[int, Encoding]]]:
+        """For each text, its pieces: where each starts, and its encoding."""
+        encode = self._model.encode_batch if with_ends else self._model.encode_batch_fast
+        cuts = [_cuts(text) for text in texts]
+        encoded = self._encode_cut(encode, texts, cuts)
+        for index, parts in enumerate(encoded):
+            if any(not self.special_ids.isdisjoint(encoding.ids) for _, encoding in parts):
+                # a vocabulary that matches its special tokens in plain text: cut them apart
+                cuts[index] = sorted({*cuts[index], *self._cuts_in_specials(texts[index])})
+                encoded[index] = self._encode_cut(encode, [texts[index]], [cuts[index]])[0]
+        return encoded
+
+    def _encode_cut(
+        self, encode: Any, texts: Sequence[str], cuts: Sequence[list[int]]
+    ) -> list[list[tuple[int, Encoding]]]:
+        pieces = [
+            text[start:stop]
+            for text, borders in zip(texts, cuts, strict=True)
+            for start, stop in pairwise(borders)
+        ]
+        encodings = iter(encode(pieces, add_special_tokens=False))
+        return [[(start, next(encodings)) for start in borders[:-1]] for borders in cuts]
+
+    def _cuts_in_specials(self, text: str) -> list[int]:
+        found = self._special_text.finditer(text) if self._special_text else ()
+        return [match.start() + 1 for match in found]
+
+
+def config_content(eos_token: str, bos_token: str | None) -> bytes:
+    """A ``tokenizer_config.json`` with which transformers reads ``tokenizer.json`` as it is."""
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": bos_token,
+        "eos_token": eos_token,
+        "clean_up_tokenization_spaces": False,
+    }
+    return json.dumps(config, indent=2, ensure_ascii=False).encode()
+
+
+def _cuts(text: str) -> list[int]:
+    """Borders of pieces of bounded length, cut where no token would reach across if there is one.
+
+    A text without such a place is cut where it must be, which costs it at most one token.
+    """
+    borders = [0]
+    while len(text) - borders[-1] > LONGEST_PIECE_CHARS:
+        start = borders[-1]
+        latest = start + LONGEST_PIECE_CHARS
+        clean = _CLEAN_CUT.search(text, start + LONGEST_PIECE_CHARS // 2, latest)
+        borders.append(clean.start() if clean else latest)
+    return [*borders, len(text)]
+
+
+def _parse_tokenizer(file: Path) -> Tokenizer:
+    try:
+        content = file.read_text("utf-8")
+        json.loads(content)  # the library's own message for this is long and vague
+        return Tokenizer.from_str(content)
+    except OSError as error:
+        raise DataError(f"tokenizer '{file}' cannot be read: {error.strerror}.") from error
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise DataError(f"tokenizer '{file}' is not JSON: {error}.") from error
+    except Exception as error:  # the library raises nothing more precise
+        raise DataError(f"tokenizer '{file}' cannot be used: {error}.") from error
+
+
+def _tokens_in_front(model: Tokenizer) -> tuple[int, ...]:
+    plain: list[int] = model.encode("a", add_special_tokens=False).ids
+    whole: list[int] = model.encode("a", add_special_tokens=True).ids
+    for start in range(len(whole) - len(plain) + 1):
+        if whole[start : start + len(plain)] == plain:
+            return tuple(whole[:start])
+    return ()
+
+
+def _find_eos(model: Tokenizer, folder: Path) -> int:
+    """The id that ends a document, as the files beside the tokenizer name it."""
+    token = _read_json(folder / CONFIG_FILE).get("eos_token")
+    if isinstance(token, dict):
+        token = token.get("content")
+    token_id = model.token_to_id(token) if isinstance(token, str) else None
+    if token_id is not None:
+        return token_id
+    for name in ("generation_config.json", "config.json"):
+        token_id = _read_json(folder / name).get("eos_token_id")
+        if isinstance(token_id, list) and token_id:
+            token_id = token_id[0]
+        if isinstance(token_id, int) and model.id_to_token(token_id) is not None:
+            return token_id
+    special = {t.content: i for i, t in model.get_added_tokens_decoder().items() if t.special}
+    for name in _EOS_NAMES:
+        if name in special:
+            return int(special[name])
+    raise DataError(
+        f"tokenizer in '{folder}': nothing says which token ends a document. "
+        f'Add {{"eos_token": "..."}} to {folder / CONFIG_FILE}.'
+    )
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        return {}
+    try:
+        value = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"'{file}' cannot be read as JSON: {error}.") from error
+    if not isinstance(value, dict):
+        raise DataError(f"'{file}' is not a JSON object.")
+    return value

@@ -1,0 +1,107 @@
+"""What a run would be: everything checked, one micro-batch done, nothing kept."""
+
+import time
+from dataclasses import dataclass
+
+from wmtp.job import Job
+from wmtp.optim import clip_gradients
+from wmtp.state import checkpoint_bytes
+from wmtp.train import is_due, learn, scaled_count, set_in_motion
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Figures of one measured micro-batch and what follows from them.
+
+    Attributes:
+        micro_batch_seconds: forward, loss and backward of one micro-batch, the second of two.
+        update_seconds: clipping and the optimizer.
+        peak_memory_bytes: measured, optimizer state included.
+        disk_bytes: checkpoints that are kept at once, one more while it is written, and final/.
+    """
+
+    device: str
+    parameters: int
+    trained_parameters: int
+    training_rows: int
+    training_tokens: int
+    steps: int
+    epochs: float
+    targets_per_row: float
+    loss: float
+    micro_batch_seconds: float
+    update_seconds: float
+    peak_memory_bytes: int
+    disk_bytes: int
+    evaluations: int
+    reference: str
+    micro_batches: int
+
+    @property
+    def step_seconds(self) -> float:
+        """One optimizer step."""
+        return self.micro_batch_seconds * self.micro_batches + self.update_seconds
+
+    def lines(self) -> list[str]:
+        """The plan for a person."""
+        hours = self.steps * self.step_seconds / 3600
+        return [
+            f"device           {self.device}",
+            f"parameters       {self.parameters:,} ({self.trained_parameters:,} trained)",
+            f"training data    {self.training_rows:,} rows, {self.training_tokens:,} tokens",
+            f"valid targets    {self.targets_per_row:.1f} per row in the micro-batch tried",
+            f"steps            {self.steps:,} ({self.epochs:.2f} epochs), "
+            f"{self.evaluations} evaluations",
+            f"reference        {self.reference}",
+            f"first loss       {self.loss:.4f}",
+            f"step time        {self.step_seconds:.2f} s "
+            f"({self.micro_batches} x {self.micro_batch_seconds:.2f} + {self.update_seconds:.2f})",
+            f"peak memory      {self.peak_memory_bytes / 2**20:,.0f} MiB measured",
+            f"disk             {self.disk_bytes / 2**20:,.0f} MiB for checkpoints and final/",
+            f"time to finish   {hours:.2f} h without evaluation and saving",
+        ]
+
+
+def make_plan(job: Job) -> Plan:
+    """Do one micro-batch twice and one update, and tell what the whole run would take."""
+    settings, recipe, device = job.settings, job.settings.recipe, job.device
+    moving = set_in_motion(job)
+    job.model.train()
+    with job.training_batches(start_row=0) as batches:
+        batch = next(batches)
+    count = scaled_count([batch], recipe.head_scale)
+    here = batch.to(device.torch_device)
+    output = learn(job, here, count, 1.0)  # the first one pays for buffers and warm caches
+    started = time.perf_counter()
+    learn(job, here, count, 1.0)
+    device.synchronize()
+    forward_backward = time.perf_counter() - started
+    started = time.perf_counter()
+    clip_gradients(job.trained_parameters, recipe.optim.grad_clip)
+    moving.optimizer.step()
+    device.synchronize()
+    update = time.perf_counter() - started
+
+    saved = checkpoint_bytes(job.model)
+    kept = settings.config.paths.checkpoints.keep_last + 1
+    weights = sum(p.numel() * p.element_size() for p in job.model.parameters())
+    return Plan(
+        device=device.name,
+        parameters=job.model.num_parameters,
+        trained_parameters=sum(p.numel() for p in job.trained_parameters),
+        training_rows=len(job.train_rows),
+        training_tokens=job.train_rows.tokens,
+        steps=job.max_steps,
+        epochs=job.max_steps * job.rows_per_step / len(job.train_rows),
+        targets_per_row=sum(batch.valid_counts_H) / len(batch.rows),
+        loss=output.loss.item(),
+        micro_batch_seconds=forward_backward,
+        update_seconds=update,
+        peak_memory_bytes=device.peak_memory_bytes(),
+        disk_bytes=saved * kept + weights,
+        evaluations=sum(
+            is_due(step, recipe.train.eval_interval) for step in range(1, job.max_steps + 1)
+        ),
+        reference="computed at each step" if job.reference else "cached, or not needed",
+        micro_batches=recipe.train.gradient_accumulation,
+    )

@@ -1,0 +1,144 @@
+"""Measuring a finished model: suites in, one honest JSON out."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+from wmtp import __version__
+from wmtp.data.batches import evaluation_batches
+from wmtp.data.prepare import prepare_cached
+from wmtp.data.rows import Rows
+from wmtp.data.sources import Source, read_texts
+from wmtp.data.tokenizer import TextTokenizer
+from wmtp.errors import ConfigError, DataError
+from wmtp.evaluation.held_out import measure_heads
+from wmtp.evaluation.perplexity import measure_text
+from wmtp.loss import Workspace
+from wmtp.model.hf_layout import load_model
+from wmtp.model.multi_token import MultiTokenModel
+from wmtp.runtime.device import Device
+from wmtp.runtime.durable import replace_file
+
+Suite = Literal["perplexity", "heads"]
+SUITES: tuple[Suite, ...] = ("perplexity", "heads")
+
+
+def evaluate(
+    directory: Path,
+    suites: tuple[str, ...],
+    sources: tuple[Source, ...],
+    device: Device,
+    *,
+    max_length: int,
+    batch_size: int,
+    max_tokens: int | None,
+    cache: Path,
+) -> dict[str, Any]:
+    """Run suites on a model directory.
+
+    Args:
+        directory: a Hugging Face directory with its tokenizer.
+        suites: names from ``SUITES``.
+        sources: the text to measure on.
+        device: where to compute.
+        max_length: tokens per row or window, cut to what the model can take.
+        batch_size: rows at a time in ``heads``.
+        max_tokens: in ``perplexity``, read no more than this many tokens of each document.
+        cache: where tokenized text may be kept.
+
+    Returns:
+        Model, data and figures, ready for JSON.
+
+    Raises:
+        WmtpError: a suite, model or data set cannot be used.
+    """
+    check_suites(suites)
+    tokenizer = TextTokenizer.load(directory)
+    model = load_model(directory).to(device.torch_device).eval()
+    length = min(max_length, model.trunk_shape.max_seq_length)
+    workspace = Workspace(
+        device.loss_workspace_bytes, device.loss_chunk_rows, exact_counts=device.exact_counts
+    )
+    result: dict[str, Any] = {
+        "model": str(directory),
+        "wmtp": __version__,
+        "device": device.name,
+        "precision": device.precision,
+        "sources": [asdict(source) for source in sources],
+    }
+    if "perplexity" in suites:
+        result["perplexity"] = _perplexity(
+            model, tokenizer, sources, device, workspace, length, max_tokens
+        )
+    if "heads" in suites:
+        result["heads"] = _heads(
+            model, tokenizer, sources, device, workspace, length, batch_size, cache
+        )
+    return result
+
+
+def check_suites(suites: tuple[str, ...]) -> None:
+    """Refuse a suite that there is not.
+
+    Raises:
+        ConfigError: names the ones there are.
+    """
+    for suite in suites:
+        if suite not in SUITES:
+            raise ConfigError(f"suite is {suite!r}: no such suite. Use {', '.join(SUITES)}.")
+
+
+def write_results(result: dict[str, Any], folder: Path) -> Path:
+    """Write ``evaluation.json`` into a folder, which is made."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "evaluation.json"
+    replace_file(path, json.dumps(result, indent=1, ensure_ascii=False).encode() + b"\n")
+    return path
+
+
+def _perplexity(
+    model: MultiTokenModel,
+    tokenizer: TextTokenizer,
+    sources: tuple[Source, ...],
+    device: Device,
+    workspace: Workspace,
+    window: int,
+    max_tokens: int | None,
+) -> dict[str, Any]:
+    figures = measure_text(
+        model, tokenizer, _texts(sources), device, workspace, window=window, max_tokens=max_tokens
+    )
+    if figures is None:
+        raise DataError("the data has no text to predict: give longer documents.")
+    return {
+        **asdict(figures),
+        "perplexity": figures.perplexity,
+        "bits_per_byte": figures.bits_per_byte,
+    }
+
+
+def _texts(sources: tuple[Source, ...]) -> Iterator[str]:
+    for source in sources:
+        yield from read_texts(source)
+
+
+def _heads(
+    model: MultiTokenModel,
+    tokenizer: TextTokenizer,
+    sources: tuple[Source, ...],
+    device: Device,
+    workspace: Workspace,
+    length: int,
+    batch_size: int,
+    cache: Path,
+) -> dict[str, Any]:
+    shards = prepare_cached(sources, tokenizer, cache)
+    rows = Rows(shards, length)
+    scale = model.heads_shape.head_scale or (1.0,) * model.horizon
+    batches = evaluation_batches(rows, batch_size=batch_size, horizon=model.horizon)
+    figures = measure_heads(model, batches, device, scale, workspace)
+    if not figures:
+        raise DataError("the data has no target to predict: give longer documents.")
+    return {"row_length": length, "head_scale": list(scale), **figures}

@@ -1,0 +1,46 @@
+"""How well each head predicts text it was not trained on."""
+
+import math
+from collections.abc import Iterable
+
+import torch
+
+from wmtp.data.batches import Batch
+from wmtp.evaluation.totals import HeadTotals
+from wmtp.loss import Workspace, measure_ce
+from wmtp.model.multi_token import MultiTokenModel
+from wmtp.runtime.device import Device
+
+
+@torch.no_grad()
+def measure_heads(
+    model: MultiTokenModel,
+    batches: Iterable[Batch],
+    device: Device,
+    head_scale: tuple[float, ...],
+    workspace: Workspace,
+) -> dict[str, float]:
+    """Held-out figures of every head; the model is left in the mode it came in.
+
+    Returns:
+        ``loss`` (all weights 1), ``perplexity`` of head 0, ``ce/head_k`` in nats and
+        ``accuracy/head_k``. Empty if nothing is valid.
+    """
+    totals = HeadTotals(model.horizon, device)
+    was_training = model.training
+    model.eval()
+    for batch in batches:
+        here = batch.to(device.torch_device)
+        with device.autocast():
+            hidden = model(here.tokens_BS, here.targets_BSH, here.documents_BS)
+        ce_BSH, correct_BSH = measure_ce(
+            hidden, model.unembedding_VD, here.targets_BSH, here.valid_BSH, workspace
+        )
+        totals.add(ce_BSH, correct_BSH, here.valid_BSH)
+    model.train(was_training)
+    loss = totals.mean_loss(head_scale)
+    if loss is None:
+        return {}
+    figures = totals.figures()
+    perplexity = math.exp(min(figures["ce/head_0"], 700.0))  # e^700 is the last finite one
+    return {"loss": loss, "perplexity": perplexity, **figures}

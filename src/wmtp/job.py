@@ -1,0 +1,419 @@
+"""From settings to everything a run needs, with all that can be checked checked first."""
+
+import math
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from wmtp import __version__
+from wmtp.config import Recipe, Settings, SourceSpec
+from wmtp.data.batches import Batch, evaluation_batches
+from wmtp.data.loading import load_batches
+from wmtp.data.prepare import prepare_cached
+from wmtp.data.reference import Reference, fingerprint_model, load_reference, score_rows
+from wmtp.data.rows import Rows
+from wmtp.data.scores import cached_scores, score_key, scoring_rows, write_scores
+from wmtp.data.shards import Shards, is_shards
+from wmtp.data.sources import Source
+from wmtp.data.tokenizer import TextTokenizer
+from wmtp.errors import ConfigError
+from wmtp.loss import Workspace
+from wmtp.model.heads import HeadsShape
+from wmtp.model.hf_layout import load_model
+from wmtp.model.llama import LlamaShape
+from wmtp.model.multi_token import MultiTokenModel, build_model
+from wmtp.runtime.console import Console
+from wmtp.runtime.device import Device, choose_device
+
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is trained on what, on which device.
+
+    Attributes:
+        settings: what was asked for.
+        device: where to compute.
+        tokenizer: of the data and the model alike.
+        model: on the device.
+        train_rows: what is learned.
+        eval_rows: what is measured; None if the recipe names no evaluation data.
+        reference: the reference model, if the weighting needs one and no cached scores serve.
+        workspace: scratch memory of the loss.
+        max_steps: optimizer steps of the whole run.
+    """
+
+    settings: Settings
+    device: Device
+    tokenizer: TextTokenizer
+    model: MultiTokenModel
+    train_rows: Rows
+    eval_rows: Rows | None
+    reference: Reference | None
+    workspace: Workspace
+    max_steps: int
+
+    @property
+    def rows_per_step(self) -> int:
+        """Rows of data in one optimizer step."""
+        return rows_per_step(self.settings.recipe)
+
+    @property
+    def trained_parameters(self) -> list[nn.Parameter]:
+        """The parameters that move."""
+        return [p for p in self.model.parameters() if p.requires_grad]
+
+    def training_batches(self, start_row: int) -> AbstractContextManager[Iterator[Batch]]:
+        """Micro-batches from a position in the data on, without end."""
+        train = self.settings.recipe.data.train
+        return load_batches(
+            self.train_rows,
+            seed=self.settings.config.devices.seed,
+            start_row=start_row,
+            batch_size=train.batch_size,
+            horizon=self.model.horizon,
+            num_workers=train.num_workers,
+            prefetch_factor=train.prefetch_factor,
+            pin_memory=self.device.pin_memory,
+        )
+
+    def evaluation_batches(self) -> Iterator[Batch]:
+        """The evaluation data, in order."""
+        assert self.eval_rows is not None
+        size = self.settings.recipe.data.eval.batch_size
+        return evaluation_batches(self.eval_rows, batch_size=size, horizon=self.model.horizon)
+
+    def reference_ce(self, batch: Batch) -> Tensor | None:
+        """What the reference model thinks of the batch's targets, cached or computed now."""
+        if self.reference is None:
+            return batch.reference_ce_BSH
+        return self.reference.target_ce(batch)
+
+    def describe(self) -> dict[str, Any]:
+        """What ``run.yaml`` says: settings, versions, sizes."""
+        return {
+            **self.settings.as_dict(),
+            "versions": {"wmtp": __version__, "torch": torch.__version__},
+            "device": self.device.name,
+            "parameters": self.model.num_parameters,
+            "max_steps": self.max_steps,
+            "training_rows": len(self.train_rows),
+            "tokenizer": self.tokenizer.fingerprint,
+            "reference_scores": "computed at each step" if self.reference else "cached or none",
+        }
+
+
+def rows_per_step(recipe: Recipe) -> int:
+    """Rows of data in one optimizer step."""
+    return recipe.data.train.batch_size * recipe.train.gradient_accumulation
+
+
+@contextmanager
+def assembled(
+    settings: Settings, report: Report, checkpoint: Path | None = None, *, keep_shards: bool = True
+) -> Iterator[Job]:
+    """Build a run's parts, cheap and likely faults first, the model's weights last.
+
+    Args:
+        settings: what was asked for.
+        report: takes a line about what is being done.
+        checkpoint: where the model's weights come from instead of the recipe's start.
+        keep_shards: tokenized data stays under the base path for the next run.
+
+    Raises:
+        WmtpError: something that was asked for is not there or does not fit together.
+    """
+    config, recipe = settings.config, settings.recipe
+    device = choose_device(config.devices.compute_backend, config.devices.mixed_precision)
+    check_start(settings)
+    tokenizer = open_tokenizer(settings)
+    workspace = open_workspace(settings, device)
+    with tempfile.TemporaryDirectory() as temporary:
+        cache = shard_cache(settings) if keep_shards else Path(temporary)
+        train_rows, reference = open_training_data(
+            settings, tokenizer, cache, device, workspace, report
+        )
+        eval_rows = open_evaluation_data(settings, tokenizer, cache, report)
+        steps = recipe.train.max_steps or math.ceil(
+            (recipe.train.num_epochs or 1) * len(train_rows) / rows_per_step(recipe)
+        )
+        device.seed(config.devices.seed)
+        model = open_model(settings, tokenizer, checkpoint).to(device.torch_device)
+        model.set_dropout(recipe.model.dropout)
+        model.set_gradient_checkpointing(recipe.train.gradient_checkpointing)
+        if recipe.train.freeze == "trunk":
+            model.freeze_trunk()
+        if config.devices.use_torch_compile:
+            model.compile_trunk()
+        report(f"model: {model.num_parameters:,} parameters on {device.name}")
+        yield Job(
+            settings,
+            device,
+            tokenizer,
+            model,
+            train_rows,
+            eval_rows,
+            reference,
+            workspace,
+            steps,
+        )
+
+
+def open_workspace(settings: Settings, device: Device) -> Workspace:
+    """Scratch memory for the loss, as the device likes it."""
+    return Workspace(
+        device.loss_workspace_bytes,
+        settings.recipe.loss.chunk_rows or device.loss_chunk_rows,
+        exact_counts=device.exact_counts,
+    )
+
+
+def check_start(settings: Settings) -> None:
+    """Check what the settings name without loading any of it.
+
+    Raises:
+        ConfigError: a model directory is missing, or sizes are missing or out of place.
+    """
+    models, model = settings.config.paths.models, settings.recipe.model
+    for key, path in (("base", models.base), ("ref", models.ref)):
+        if path is not None and not (Path(path) / "config.json").is_file():
+            raise ConfigError(
+                f"paths.models.{key} is '{path}': no model directory (it has no config.json)."
+            )
+    sizes = {
+        "hidden_size": model.hidden_size,
+        "num_layers": model.num_layers,
+        "num_heads": model.num_heads,
+    }
+    missing = [name for name, value in sizes.items() if value is None]
+    given = [name for name, value in sizes.items() if value is not None]
+    if models.base is None and missing:
+        raise ConfigError(
+            f"nothing to train: set paths.models.base to a model directory, or for a model from "
+            f"scratch add {', '.join(f'model.{name}' for name in missing)} to the recipe."
+        )
+    if models.base is not None and given:
+        raise ConfigError(
+            f"both a start and sizes are given: paths.models.base is '{models.base}', and the "
+            f"recipe has {', '.join(f'model.{name}' for name in given)}. Remove one of them."
+        )
+
+
+def open_tokenizer(settings: Settings) -> TextTokenizer:
+    """The recipe's tokenizer, else that of the base model, else that of the training shards.
+
+    Raises:
+        ConfigError: none of these is there.
+        DataError: it cannot be read.
+    """
+    path = settings.recipe.data.tokenizer or settings.config.paths.models.base
+    if path is not None:
+        return TextTokenizer.load(Path(path))
+    first = as_source(settings, settings.recipe.data.train.sources[0])
+    if is_shards(Path(first.path)):
+        return TextTokenizer.load(Path(first.path))
+    raise ConfigError(
+        "data.tokenizer is missing: a model from scratch needs one. Make it with "
+        "wmtp tokenizer train, and set data.tokenizer to its folder."
+    )
+
+
+def as_source(settings: Settings, spec: SourceSpec) -> Source:
+    """A recipe's source with a NAME of ``paths.datasets`` replaced by its path."""
+    named = settings.config.paths.datasets.get(spec.path, spec.path)
+    return Source(named, spec.split, spec.format)
+
+
+def shard_cache(settings: Settings) -> Path:
+    """Where tokenized data is kept between runs."""
+    return Path(settings.config.paths.checkpoints.base_path) / ".cache"
+
+
+def open_training_data(
+    settings: Settings,
+    tokenizer: TextTokenizer,
+    cache: Path,
+    device: Device,
+    workspace: Workspace,
+    report: Report,
+) -> tuple[Rows, Reference | None]:
+    """Rows to learn from, with cached reference scores or else the model that gives them.
+
+    Raises:
+        ConfigError: the weighting needs a reference model or a column that is not there.
+        DataError: the data cannot be used.
+    """
+    train = settings.recipe.data.train
+    needs = settings.recipe.weighting.needs
+    shards = prepare_cached(
+        tuple(as_source(settings, spec) for spec in train.sources), tokenizer, cache, report
+    )
+    reference = None
+    scores = None
+    if "reference_ce" in needs:
+        directory = settings.config.paths.models.ref
+        if directory is None:
+            raise ConfigError(
+                f"weighting.algorithm {settings.algorithm} needs a reference model: set "
+                "paths.models.ref to its directory (or export WMTP_REF with configs/local.yaml)."
+            )
+        check_same_tokenizer(Path(directory), tokenizer)
+        scores = cached_scores(shards, reference_key(settings, shards, Path(directory)))
+        if scores is None:
+            report(f"reference {directory} runs at every step; wmtp data score would do it once")
+            reference = load_reference(Path(directory), device, workspace)
+        else:
+            report(f"reference scores of {directory} are cached")
+    rows = Rows(
+        shards,
+        train.max_length,
+        packed=train.pack_sequences,
+        mask_prompt=train.mask_prompt,
+        with_loss_weights="loss_weights" in needs,
+        reference_scores=scores,
+    )
+    report(f"training data: {len(rows):,} rows of {train.max_length}, {rows.tokens:,} tokens")
+    return rows, reference
+
+
+def open_evaluation_data(
+    settings: Settings, tokenizer: TextTokenizer, cache: Path, report: Report
+) -> Rows | None:
+    """Rows to measure on, None if the recipe names none."""
+    data = settings.recipe.data
+    if not data.eval.sources:
+        return None
+    shards = prepare_cached(
+        tuple(as_source(settings, spec) for spec in data.eval.sources), tokenizer, cache, report
+    )
+    rows = Rows(
+        shards,
+        data.eval.max_length or data.train.max_length,
+        packed=data.train.pack_sequences,
+        mask_prompt=data.train.mask_prompt,
+    )
+    report(f"evaluation data: {len(rows):,} rows, {rows.tokens:,} tokens")
+    return rows
+
+
+def check_same_tokenizer(directory: Path, tokenizer: TextTokenizer) -> None:
+    """Refuse a reference model that reads other token ids.
+
+    Raises:
+        ConfigError: the tokenizers differ.
+    """
+    if TextTokenizer.load(directory).fingerprint != tokenizer.fingerprint:
+        raise ConfigError(
+            f"paths.models.ref is '{directory}', whose tokenizer differs from the one in training. "
+            "A reference must read the same tokens: choose one of the same family."
+        )
+
+
+def reference_key(settings: Settings, shards: Shards, directory: Path) -> str:
+    """Name of the cached scores of this reference for this data, cut to rows in this way."""
+    train = settings.recipe.data.train
+    return score_key(shards, fingerprint_model(directory), train.max_length, train.pack_sequences)
+
+
+def open_model(
+    settings: Settings, tokenizer: TextTokenizer, checkpoint: Path | None
+) -> MultiTokenModel:
+    """The model as training starts or goes on.
+
+    Raises:
+        CheckpointError: the directory cannot be loaded, or holds other heads.
+        ConfigError: the sizes do not fit the tokenizer.
+    """
+    recipe, heads = settings.recipe, heads_shape(settings.recipe)
+    start = checkpoint or settings.config.paths.models.base
+    if start is not None:
+        model = load_model(Path(start), heads, seed=settings.config.devices.seed)
+    else:
+        shape = trunk_shape(recipe, tokenizer.vocab_size)
+        model = build_model(shape, heads, seed=settings.config.devices.seed)
+    if model.trunk_shape.vocab_size < tokenizer.vocab_size:
+        raise ConfigError(
+            f"the model has {model.trunk_shape.vocab_size} token ids, but the tokenizer has "
+            f"{tokenizer.vocab_size}. Use the model's own tokenizer, or a larger model.vocab_size."
+        )
+    return model
+
+
+def heads_shape(recipe: Recipe) -> HeadsShape:
+    """The recipe's heads."""
+    heads = recipe.model.heads
+    return HeadsShape(
+        horizon=heads.horizon,
+        hidden=heads.hidden,
+        head_scale=recipe.head_scale,
+        kind=heads.kind,
+        context=heads.context,
+    )
+
+
+def trunk_shape(recipe: Recipe, vocab_size: int) -> LlamaShape:
+    """The recipe's trunk from scratch; the MLP is 8/3 of the width, rounded up to 64s."""
+    model, data = recipe.model, recipe.data
+    assert model.hidden_size is not None
+    assert model.num_layers is not None
+    assert model.num_heads is not None
+    longest = max(data.train.max_length, data.eval.max_length or 0)
+    return LlamaShape(
+        vocab_size=model.vocab_size or vocab_size,
+        hidden_size=model.hidden_size,
+        intermediate_size=model.intermediate_size or math.ceil(model.hidden_size / 24) * 64,
+        num_layers=model.num_layers,
+        num_heads=model.num_heads,
+        num_kv_heads=model.num_kv_heads or model.num_heads,
+        head_dim=model.hidden_size // model.num_heads,
+        max_seq_length=model.max_seq_length or longest,
+        rope_theta=model.rope_theta,
+        norm_eps=1e-5,
+        tie_embeddings=model.tie_embeddings,
+        qk_norm=model.qk_norm,
+        dropout=model.dropout,
+    )
+
+
+def score_training_data(settings: Settings, console: Console) -> str:
+    """Run the reference model once over a recipe's training data and keep its scores.
+
+    Args:
+        settings: their ``paths.models.ref`` is the reference.
+        console: what the user sees.
+
+    Returns:
+        One line that says where the scores are.
+
+    Raises:
+        ConfigError: there is no reference model.
+    """
+    config, train = settings.config, settings.recipe.data.train
+    if config.paths.models.ref is None:
+        raise ConfigError("paths.models.ref is empty: set it to the reference model's directory.")
+    device = choose_device(config.devices.compute_backend, config.devices.mixed_precision)
+    check_start(settings)
+    tokenizer = open_tokenizer(settings)
+    directory = Path(config.paths.models.ref)
+    check_same_tokenizer(directory, tokenizer)
+    sources = tuple(as_source(settings, spec) for spec in train.sources)
+    shards = prepare_cached(sources, tokenizer, shard_cache(settings), console.line)
+    key = reference_key(settings, shards, directory)
+    column = cached_scores(shards, key)
+    if column is None:
+        reference = load_reference(directory, device, open_workspace(settings, device))
+        rows = scoring_rows(shards, train.max_length, train.pack_sequences)
+        with console.progress(0, len(rows), "row") as bar:
+            chunks = score_rows(reference, rows, train.batch_size, bar.advance)
+            column = write_scores(rows, key, chunks)
+    return (
+        f"{column.folder / column.file}: {len(column.values):,} scores of {directory}, "
+        f"mean {float(column.values.mean(dtype='float64')):.4f} nats"
+    )

@@ -1,0 +1,185 @@
+"""Sequential heads: one block per extra token ahead, each fed by the one before.
+
+Depth ``k = 1 .. H-1`` (head ``k``) at position ``s`` joins the embedding of token ``s + k`` with
+the hidden state ``g_{k-1}`` of the depth before, and predicts token ``s + 1 + k``:
+
+    z_k(s) = eh_proj [enorm(emb(x_{s+k})) ; hnorm(g_{k-1}(s))]
+    y_k    = block(z_k),  attending causally over the rows of its own depth
+    n_k    = shared_head.norm(y_k),  ready for the shared unembedding
+    g_k    = n_k (post_norm) or y_k (pre_norm)
+
+``g_0`` is the trunk's hidden state after (before) its final norm. With documents packed in one
+row the trunk's mask serves every depth: a row ``s`` attends to rows ``s' <= s`` of its document,
+and where its target is in the document too, so is every token ``s' + k`` in between.
+
+Source:
+    DeepSeek-V3 (arXiv:2412.19437), section 2.2.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from wmtp.model.llama import Block, LlamaShape, LlamaTrunk, RMSNorm, recomputed
+
+Hidden = Literal["post_norm", "pre_norm"]
+"""Which side of the final norm travels from the trunk to the heads, and from head to head."""
+
+HeadStart = Literal["identity", "copy", "copy_zero"]
+"""How new heads begin on a trained trunk, see ``initialize_heads_from_trunk``."""
+
+
+@dataclass(frozen=True)
+class HeadsShape:
+    """The heads beyond the trunk's own.
+
+    Attributes:
+        horizon: H, tokens predicted at once, the trunk's next token included; 1 means no heads.
+        hidden: which hidden state feeds a depth.
+        head_scale: the factor of each head in the loss, recorded with the checkpoint. Empty where
+            nothing is to be recorded.
+        kind: the architecture of a head.
+        context: which rows a depth attends to.
+
+    Raises:
+        ValueError: the horizon is not positive or ``head_scale`` has another length.
+    """
+
+    horizon: int
+    hidden: Hidden = "post_norm"
+    head_scale: tuple[float, ...] = ()
+    kind: Literal["sequential"] = "sequential"
+    context: Literal["chained"] = "chained"
+
+    def __post_init__(self) -> None:
+        if self.horizon < 1:
+            raise ValueError(f"horizon {self.horizon} must be at least 1")
+        if self.head_scale and len(self.head_scale) != self.horizon:
+            raise ValueError(f"head_scale {self.head_scale} needs {self.horizon} factors")
+
+
+class SharedHead(nn.Module):
+    """The norm before the shared unembedding, under the name that checkpoints give it."""
+
+    def __init__(self, shape: LlamaShape) -> None:
+        super().__init__()
+        self.norm = RMSNorm(shape.hidden_size, shape.norm_eps, learned=shape.final_norm_gain)
+
+
+class Depth(nn.Module):
+    """One head: join, block, norm."""
+
+    def __init__(self, shape: LlamaShape) -> None:
+        super().__init__()
+        self.enorm = RMSNorm(shape.hidden_size, shape.norm_eps)
+        self.hnorm = RMSNorm(shape.hidden_size, shape.norm_eps)
+        self.eh_proj = nn.Linear(2 * shape.hidden_size, shape.hidden_size, bias=False)
+        self.block = Block(shape)
+        self.shared_head = SharedHead(shape)
+
+    def forward(
+        self,
+        embedded_BSD: Tensor,
+        hidden_BSD: Tensor,
+        rope: tuple[Tensor, Tensor],
+        mask: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Run one depth.
+
+        Args:
+            embedded_BSD: embedding of token ``s + k`` at row ``s``.
+            hidden_BSD: what travels, from the depth before.
+            rope: the trunk's table; every depth counts positions from its own first row, which
+                rotary positions cannot tell from any other start.
+            mask: the trunk's mask.
+
+        Returns:
+            ``y_k`` and ``n_k``, before and after the last norm, ``[B, S, D]`` each.
+        """
+        joined_BSE = torch.cat((self.enorm(embedded_BSD), self.hnorm(hidden_BSD)), dim=-1)
+        output_BSD = self.block(self.eh_proj(joined_BSE), rope, mask)
+        return output_BSD, self.shared_head.norm(output_BSD)
+
+
+class SequentialHeads(nn.Module):
+    """The chain of depths.
+
+    Attributes:
+        checkpointing: recompute each depth in the backward pass instead of keeping its insides.
+    """
+
+    def __init__(self, trunk_shape: LlamaShape, heads_shape: HeadsShape) -> None:
+        super().__init__()
+        self.shape = heads_shape
+        self.checkpointing = False
+        self.depths = nn.ModuleList(Depth(trunk_shape) for _ in range(heads_shape.horizon - 1))
+
+    @property
+    def chain(self) -> list[Depth]:
+        """The depths in the order in which they feed each other."""
+        return cast(list[Depth], list(self.depths))
+
+    def forward(
+        self,
+        embedded_BTD: Tensor,
+        pre_norm_BSD: Tensor,
+        post_norm_BSD: Tensor,
+        rope: tuple[Tensor, Tensor],
+        mask: Tensor | None,
+    ) -> tuple[Tensor, ...]:
+        """Run all depths, teacher-forced.
+
+        Args:
+            embedded_BTD: embeddings of tokens ``0 .. S + H - 2`` of each row.
+            pre_norm_BSD: the trunk's hidden state before its final norm.
+            post_norm_BSD: the same after it.
+            rope: the trunk's table at the ``S`` positions.
+            mask: the trunk's mask.
+
+        Returns:
+            ``H - 1`` tensors ``[B, S, D]``, normed and ready for the unembedding.
+        """
+        positions = post_norm_BSD.shape[1]
+        ready: list[Tensor] = []
+        for k, depth in enumerate(self.chain, start=1):
+            travelling_BSD = post_norm_BSD if self.shape.hidden == "post_norm" else pre_norm_BSD
+            inputs = (embedded_BTD[:, k : k + positions], travelling_BSD, rope, mask)
+            pre_norm_BSD, post_norm_BSD = (
+                recomputed(depth, *inputs) if self.checkpointing else depth(*inputs)
+            )
+            ready.append(post_norm_BSD)
+        return tuple(ready)
+
+
+@torch.no_grad()
+def initialize_heads_from_trunk(
+    trunk: LlamaTrunk, heads: SequentialHeads, start: HeadStart
+) -> None:
+    """Begin new heads on a trained trunk: last layer copied, joining map ``[0 | I]``.
+
+    In every variant the last norm of a depth takes the gain ``g`` of the trunk's final norm.
+
+    - ``identity``: the block's output projections are zero and ``hnorm`` undoes the gain that the
+      travelling state carries (1/g for ``post_norm``, 1 for ``pre_norm``), so that every head
+      starts as an exact copy of the trunk's own prediction and learns the difference.
+    - ``copy``: the whole last layer, at unit gains.
+    - ``copy_zero``: the last layer with zero output projections, at unit gains.
+    """
+    last_layer = trunk.blocks[-1]
+    gain_D = trunk.norm.weight
+    for depth in heads.chain:
+        depth.block.load_state_dict(last_layer.state_dict())
+        if start != "copy":
+            depth.block.self_attn.o_proj.weight.zero_()
+            depth.block.mlp.down_proj.weight.zero_()
+        depth.enorm.weight.fill_(1)
+        depth.hnorm.weight.fill_(1)
+        if start == "identity" and heads.shape.hidden == "post_norm":
+            # Where the gain is 0 nothing arrives, and nothing can be undone.
+            depth.hnorm.weight.copy_(torch.where(gain_D == 0, 0, 1 / gain_D))
+        width = gain_D.shape[0]
+        depth.eh_proj.weight.zero_()
+        depth.eh_proj.weight[:, width:].fill_diagonal_(1)
+        depth.shared_head.norm.weight.copy_(gain_D)

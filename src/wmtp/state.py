@@ -1,0 +1,128 @@
+"""How far a run has come, and everything it needs to go on as if it had never stopped."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from wmtp import __version__
+from wmtp.data.tokenizer import TextTokenizer
+from wmtp.errors import CheckpointError
+from wmtp.evaluation.window import Window
+from wmtp.model.hf_config import SpecialTokens
+from wmtp.model.hf_layout import save_model
+from wmtp.model.multi_token import MultiTokenModel
+from wmtp.optim import load_optimizer_tensors, optimizer_tensors
+from wmtp.runtime.device import Device
+from wmtp.runtime.training_state import load_state, save_state
+
+TRAINING_STATE = "training_state"
+
+
+@dataclass
+class Progress:
+    """Where training stands between two steps.
+
+    Attributes:
+        step: optimizer steps done.
+        rows_read: rows of training data used, which is the whole position in the data.
+        tokens_seen: positions trained on.
+        best: lowest held-out figure so far, for early stopping.
+        stale_evaluations: evaluations since ``best`` fell.
+        stopped_early: no more steps are wanted.
+    """
+
+    step: int = 0
+    rows_read: int = 0
+    tokens_seen: int = 0
+    best: float | None = None
+    stale_evaluations: int = 0
+    stopped_early: bool = False
+
+    def advance(self, rows: int, row_length: int) -> None:
+        """Count a step."""
+        self.step += 1
+        self.rows_read += rows
+        self.tokens_seen += rows * row_length
+
+    def judge(self, figure: float, *, patience: int, min_delta: float) -> None:
+        """Note a held-out figure, and whether it is time to stop."""
+        if self.best is None or figure < self.best - min_delta:
+            self.best, self.stale_evaluations = figure, 0
+        else:
+            self.stale_evaluations += 1
+        self.stopped_early = self.stale_evaluations >= patience
+
+
+@dataclass(frozen=True)
+class Moving:
+    """What changes with every step.
+
+    Attributes:
+        first_bad_step: on the device, infinite while every gradient was finite.
+    """
+
+    model: MultiTokenModel
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    window: Window
+    progress: Progress
+    first_bad_step: Tensor
+
+
+def save_model_directory(model: MultiTokenModel, tokenizer: TextTokenizer, folder: Path) -> None:
+    """Write a Hugging Face directory: config, weights, tokenizer."""
+    bos = tokenizer.bos_ids[0] if tokenizer.bos_ids else None
+    save_model(model, folder, SpecialTokens(bos, (tokenizer.eos_id,)))
+    tokenizer.save(folder)
+
+
+def checkpoint_bytes(model: MultiTokenModel) -> int:
+    """About how large a checkpoint is: the parameters, and two moments of those that move."""
+    sizes = [(p.numel() * p.element_size(), p.requires_grad) for p in model.parameters()]
+    return sum(size * (3 if moves else 1) for size, moves in sizes)
+
+
+def save_checkpoint(folder: Path, moving: Moving, tokenizer: TextTokenizer, device: Device) -> None:
+    """Fill a folder: the model as a Hugging Face directory, the rest in ``training_state/``."""
+    save_model_directory(moving.model, tokenizer, folder)
+    named = list(moving.model.named_parameters())
+    tensors = {
+        **{f"optimizer.{k}": v for k, v in optimizer_tensors(moving.optimizer, named).items()},
+        **{f"rng.{name}": state for name, state in device.rng_state().items()},
+        **{f"window.{name}": sums for name, sums in moving.window.tensors().items()},
+    }
+    values = {
+        "progress": asdict(moving.progress),
+        "grad_scaler": moving.scaler.state_dict(),
+        "versions": {"wmtp": __version__, "torch": torch.__version__},
+    }
+    save_state(folder / TRAINING_STATE, tensors, values)
+
+
+def load_checkpoint(folder: Path, moving: Moving, device: Device) -> None:
+    """Put a checkpoint's state back; the model's weights are already loaded from it.
+
+    Raises:
+        CheckpointError: the state does not belong to this model.
+    """
+    tensors, values = load_state(folder / TRAINING_STATE)
+
+    def part(prefix: str) -> dict[str, Tensor]:
+        return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+    try:
+        load_optimizer_tensors(
+            moving.optimizer, moving.model.named_parameters(), part("optimizer.")
+        )
+        moving.window.load(part("window."))
+        for name, value in Progress(**values["progress"]).__dict__.items():
+            setattr(moving.progress, name, value)
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{folder} holds the state of another recipe ({error}). Resume with the recipe that "
+            "wrote it, or start anew with paths.models.base set to it."
+        ) from error
+    moving.scaler.load_state_dict(values["grad_scaler"])
+    device.set_rng_state(part("rng."))

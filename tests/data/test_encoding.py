@@ -1,0 +1,75 @@
+import numpy as np
+
+from wmtp.data.documents import BadLines, Document, Segment, TokenDocument
+from wmtp.data.encoding import EncodedDocument, encode_documents
+from wmtp.data.tokenizer import TextTokenizer
+
+
+def encode(tokenizer: TextTokenizer, document: Document | TokenDocument) -> EncodedDocument:
+    (encoded,) = encode_documents(tokenizer, [document], BadLines())
+    return encoded
+
+
+def test_document_is_beginning_text_end(tokenizer: TextTokenizer) -> None:
+    encoded = encode(tokenizer, Document("f", (Segment("add fox"),)))
+    assert encoded.ids.tolist() == [0, *tokenizer.encode("add fox"), 0]
+    assert encoded.wanted.all()
+    assert encoded.weights is None
+
+
+def test_prompt_is_not_wanted_and_is_tokenized_by_itself(tokenizer: TextTokenizer) -> None:
+    prompt, code = tokenizer.encode("def ad"), tokenizer.encode("d(a")
+    encoded = encode(tokenizer, Document("f", (Segment("def ad", wanted=False), Segment("d(a"))))
+    assert encoded.ids.tolist() == [0, *prompt, *code, 0]
+    expected = [True, *[False] * len(prompt), *[True] * len(code), True]
+    assert encoded.wanted.tolist() == expected
+
+
+def test_span_weighs_the_tokens_that_end_in_it(tokenizer: TextTokenizer) -> None:
+    text = "the quick brown fox"
+    ids, ends = tokenizer.encode_with_ends(text)
+    document = Document("f", (Segment(text),), weight=1.0, spans=((4, 9, 3.0), (16, 19, 0.5)))
+    encoded = encode(tokenizer, document)
+    assert encoded.ids.tolist() == [0, *ids.tolist(), 0]
+    assert encoded.weights is not None
+    expected = [3.0 if 4 < e <= 9 else 0.5 if e > 16 else 1.0 for e in ends.tolist()]
+    assert encoded.weights.tolist() == [1.0, *expected, 1.0]
+    quick = tokenizer.encode(" quick")  # one token, with the space that the span leaves out
+    assert len(quick) == 1
+    assert encoded.weights[1 + ids.tolist().index(quick[0])] == 3.0
+
+
+def test_spans_run_over_prompt_and_completion(tokenizer: TextTokenizer) -> None:
+    segments = (Segment("ab", wanted=False), Segment("cd"))
+    encoded = encode(tokenizer, Document("f", segments, weight=1.0, spans=((1, 3, 2.0),)))
+    assert encoded.weights is not None
+    assert [tokenizer.token_text(i) for i in encoded.ids[1:-1].tolist()] == ["a", "b", "c", "d"]
+    assert encoded.weights.tolist() == [1, 1, 2, 2, 1, 1]
+
+
+def test_weights_do_not_change_the_tokens(tokenizer: TextTokenizer) -> None:
+    text = "the quick brown fox"
+    plain = encode(tokenizer, Document("f", (Segment(text),)))
+    weighted = encode(tokenizer, Document("f", (Segment(text),), 1.0, ((2, 7, 0.0),)))
+    np.testing.assert_array_equal(plain.ids, weighted.ids)
+
+
+def test_weight_of_a_document_is_that_of_all_its_tokens(tokenizer: TextTokenizer) -> None:
+    encoded = encode(tokenizer, Document("f", (Segment("fox"),), weight=0.25))
+    assert encoded.weights is not None
+    assert set(encoded.weights.tolist()) == {0.25}
+
+
+def test_token_document_gets_ends_where_it_has_none(tokenizer: TextTokenizer) -> None:
+    weighted = encode(tokenizer, TokenDocument("f", (7, 8), (2.0, 3.0)))
+    assert weighted.ids.tolist() == [0, 7, 8, 0]
+    assert weighted.weights is not None
+    assert weighted.weights.tolist() == [1, 2, 3, 1]
+    assert encode(tokenizer, TokenDocument("f", (0, 7, 0))).ids.tolist() == [0, 7, 0]
+
+
+def test_token_outside_the_vocabulary_is_a_bad_line(tokenizer: TextTokenizer) -> None:
+    bad = BadLines()
+    documents = [TokenDocument("f:1", (10**30,)), TokenDocument("f:2", (-1,))]
+    assert encode_documents(tokenizer, documents, bad) == []
+    assert bad.per_reason() == {"token outside the vocabulary": 2}

@@ -1,0 +1,264 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from safetensors.torch import load_file
+
+from wmtp.errors import ConfigError, DivergedError
+from wmtp.runtime.metrics import read_metrics
+
+from .conftest import World
+
+TIMES = {"tokens_per_second", "memory/peak_bytes"}
+
+
+def figures(run: Path) -> list[dict[str, Any]]:
+    """Every logged value but times."""
+    rows = read_metrics(run / "metrics.jsonl")
+    return [{key: value for key, value in row.items() if key not in TIMES} for row in rows]
+
+
+def assert_same_run(one: Path, other: Path, step: int = 8) -> None:
+    """Equal to the last bit: parameters, optimizer, random numbers, every logged value."""
+    assert figures(one) == figures(other)
+    for name in ("model.safetensors", "training_state/state.safetensors"):
+        left, right = (
+            load_file(run / "checkpoints" / f"step-{step:08d}" / name) for run in (one, other)
+        )
+        assert left.keys() == right.keys()
+        assert all((left[key] == right[key]).all() for key in left), name
+
+
+ALGORITHMS: dict[str, dict[str, Any]] = {
+    "baseline": {"algorithm": "baseline-mtp"},
+    "rho1": {"algorithm": "rho1-wmtp"},
+    "rho1 heads": {"algorithm": "rho1-wmtp", "compete": "heads", "center": "none"},
+    "token_skip": {"algorithm": "rho1-wmtp", "mode": "token_skip"},
+}
+
+
+@pytest.fixture
+def reference(world: World) -> str:
+    world.train("reference", "--set", "train.max_steps=20", "--set", "train.eval_interval=20")
+    return str(world.runs / "reference" / "final")
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_resume_equals_no_stop(world: World, reference: str, algorithm: str) -> None:
+    """Stopped after step 5 (no checkpoint is due), in the middle of a logged window."""
+    world.recipe["weighting"] = ALGORITHMS[algorithm]
+    world.recipe["model"]["dropout"] = 0.1  # draws random numbers
+    world.config["paths"]["models"] = {"ref": reference}
+    world.config["log_interval"] = 3
+    world.train("whole")
+    stopped_at(world, "parts", 5, signal.SIGINT)
+    world.train("parts", "--resume")
+    assert_same_run(world.runs / "whole", world.runs / "parts")
+
+
+def stopped_at(world: World, name: str, step: int, number: int, *more: str) -> None:
+    """Train and send a real signal during that step."""
+    from wmtp import train
+
+    real = train.rate_at
+
+    def rate_then_signal(job: Any, at: int) -> float:
+        if at == step - 1:
+            os.kill(os.getpid(), number)
+        return real(job, at)
+
+    train.rate_at = rate_then_signal
+    try:
+        assert world.train(name, *more) == 128 + number
+    finally:
+        train.rate_at = real
+    assert (world.runs / name / "checkpoints" / f"step-{step:08d}").is_dir()
+
+
+def test_five_resumes_and_workers_equal_no_stop(world: World) -> None:
+    world.train("whole")
+    for step in (1, 2, 4, 5, 7):
+        more = ["--resume"] if step > 1 else []
+        stopped_at(world, "parts", step, signal.SIGTERM, *more)
+    world.train("parts", "--resume")
+    assert_same_run(world.runs / "whole", world.runs / "parts")
+
+
+def test_a_resumed_run_goes_on_from_the_newest_good_checkpoint(
+    world: World, capfd: pytest.CaptureFixture[str]
+) -> None:
+    world.train("whole")
+    run = world.runs / "whole"
+    before = figures(run)
+    damaged = run / "checkpoints" / "step-00000008" / "model.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    world.train("whole", "--resume")
+    assert figures(run) == before
+    assert "step-00000008 is damaged" in capfd.readouterr().err
+
+
+def test_a_tiny_data_set_is_overfitted_to_near_zero(world: World) -> None:
+    (world.folder / "text.txt").write_text("def add_one(x):\n    return x + 1\n")
+    world.recipe["train"] = {"max_steps": 150}
+    world.recipe["data"]["eval"] = {"sources": [str(world.folder / "text.txt")]}
+    world.train("overfit")
+    last = [row for row in figures(world.runs / "overfit") if "eval/loss" in row][-1]
+    assert last["eval/loss"] < 0.02
+    assert all(last[f"eval/accuracy/head_{h}"] == 1 for h in range(3))
+    assert world.run("generate", "--model", str(world.runs / "overfit" / "final"),
+                     "--prompt", "def add", "--max-new-tokens", "30") == 0  # fmt: skip
+
+
+def test_generated_text_alone_is_on_standard_output(
+    world: World, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (world.folder / "text.txt").write_text("def add_one(x):\n    return x + 1\n")
+    world.recipe["train"] = {"max_steps": 150}
+    world.recipe["data"]["eval"] = {}
+    world.train("overfit")
+    capfd.readouterr()
+    world.run("generate", "--model", str(world.runs / "overfit" / "final"), "--prompt", "def add")
+    out, err = capfd.readouterr()
+    assert out == "_one(x):\n    return x + 1\n\n"
+    assert "tokens/s (end of text)" in err
+
+
+def test_a_logged_row_has_every_promised_key(world: World) -> None:
+    world.train("run")
+    (row, *_) = read_metrics(world.runs / "run" / "metrics.jsonl")
+    promised = {"step", "loss", "weights/mean", "weights/std", "weights/entropy",
+                "weights/kept_fraction", "learning_rate", "gradient_norm", "tokens_seen",
+                "tokens_per_second", "memory/peak_bytes"}  # fmt: skip
+    promised |= {f"{what}/head_{h}" for what in ("ce", "accuracy", "weights") for h in range(3)}
+    assert promised <= row.keys()
+    assert row["weights/mean"] == pytest.approx(1)
+    assert row["tokens_seen"] == 24 * 2 * 2
+
+
+def test_the_logged_loss_is_the_formula_with_weights_of_one(world: World) -> None:
+    """One step of everything, so that the counts are known from the row itself."""
+    world.recipe["loss"] = {"head_scale": [1.0, 0.5, 0.25]}
+    world.recipe["train"] = {"max_steps": 1}
+    world.train("run")
+    (row, *_) = figures(world.runs / "run")
+    total = sum(c * row[f"ce/head_{h}"] for h, c in enumerate([1.0, 0.5, 0.25]))
+    # the heads' counts differ by a few targets at document ends
+    assert row["loss"] == pytest.approx(total / 1.75, rel=2e-2)
+
+
+def test_the_dry_run_leaves_no_file(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {path.name for path in world.folder.iterdir()}
+    world.train("planned", "--dry-run")
+    out = capsys.readouterr().out
+    for word in ("parameters", "peak memory", "step time", "disk", "time to finish"):
+        assert word in out
+    after = {path.name for path in world.folder.iterdir()}
+    assert after - before == {"config.yaml", "recipe.yaml"}
+
+
+def test_early_stopping_really_stops(world: World) -> None:
+    world.recipe["optim"]["lr"] = 1e-12
+    world.recipe["train"] |= {
+        "max_steps": 40,
+        "eval_interval": 2,
+        "early_stopping": {"enabled": True, "patience": 2, "min_delta": 0.01},
+    }
+    assert world.train("run") == 0
+    assert figures(world.runs / "run")[-1]["step"] == 6
+    assert (world.runs / "run" / "final" / "model.safetensors").is_file()
+
+
+def test_divergence_never_reaches_the_parameters(world: World) -> None:
+    world.config["log_interval"] = 4
+    world.recipe["optim"] |= {"lr": 10.0, "grad_clip": None, "warmup_steps": 0}
+    world.recipe["optim"]["scheduler"] = "constant"
+    world.recipe["train"]["max_steps"] = 4
+    from wmtp import train
+
+    real = train.learn
+
+    def poisoned(job: Any, batch: Any, *more: Any) -> Any:
+        output = real(job, batch, *more)
+        job.model.trunk.norm.weight.grad.mul_(float("nan"))
+        before.append(job.model.trunk.norm.weight.detach().clone())
+        return output
+
+    before: list[Any] = []
+    train.learn = poisoned
+    try:
+        with pytest.raises(DivergedError, match="gradient of step 1 was not finite"):
+            world.train("run")
+    finally:
+        train.learn = real
+    assert all((weight == 1).all() for weight in before)
+
+
+def test_frozen_trunk_stays_as_it_is_while_heads_learn(world: World, reference: str) -> None:
+    start = load_file(Path(reference) / "model.safetensors")
+    world.recipe["model"] = {"heads": {"horizon": 3}}
+    world.config["paths"]["models"] = {"base": reference}
+    world.recipe["train"]["freeze"] = "trunk"
+    world.train("heads")
+    end = load_file(world.runs / "heads" / "final" / "model.safetensors")
+    moved = {name for name in start if not (start[name] == end[name]).all()}
+    assert moved
+    assert all(name.startswith(("model.layers.2.", "model.layers.3.")) for name in moved)
+
+
+def test_a_second_run_of_that_name_is_refused(world: World) -> None:
+    world.train("run")
+    with pytest.raises(ConfigError, match="already exists"):
+        world.train("run")
+
+
+def test_rho1_without_a_reference_says_what_to_set(world: World) -> None:
+    world.recipe["weighting"] = {"algorithm": "rho1-wmtp"}
+    with pytest.raises(ConfigError, match="set paths.models.ref"):
+        world.train("run")
+
+
+@pytest.mark.parametrize("mode", ["weighted", "token_skip"])
+def test_cached_scores_train_like_computed_ones(world: World, reference: str, mode: str) -> None:
+    world.recipe["weighting"] = {"algorithm": "rho1-wmtp", "mode": mode}
+    world.config["paths"]["models"] = {"ref": reference}
+    world.train("computed")
+    files = ["--config", str(world.folder / "config.yaml"), "--recipe"]
+    world.run("data", "score", *files, str(world.folder / "recipe.yaml"))
+    world.train("cached")
+    for one, other in zip(
+        figures(world.runs / "computed"), figures(world.runs / "cached"), strict=True
+    ):
+        assert one["loss" if "loss" in one else "eval/loss"] == pytest.approx(
+            other["loss" if "loss" in other else "eval/loss"], abs=5e-3
+        )
+    said = yaml.safe_load((world.runs / "cached" / "run.yaml").read_text())
+    assert said["reference_scores"].startswith("cached")
+
+
+def test_ctrl_c_on_the_real_program_saves_and_exits_130(world: World) -> None:
+    world.recipe["train"]["max_steps"] = 100_000
+    for file, values in (("config.yaml", world.config), ("recipe.yaml", world.recipe)):
+        (world.folder / file).write_text(yaml.safe_dump(values))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "wmtp", "train", "--config", "config.yaml", "--recipe",
+         "recipe.yaml", "--run-name", "real", "--set", "data.train.num_workers=2"],
+        cwd=world.folder, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    metrics = world.runs / "real" / "metrics.jsonl"
+    deadline = time.monotonic() + 60
+    while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "leaked" not in err
+    assert "Traceback" not in err
+    last = json.loads(metrics.read_text().splitlines()[-1])["step"]
+    assert (world.runs / "real" / "checkpoints" / f"step-{last:08d}" / "manifest.json").is_file()
