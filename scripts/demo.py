@@ -1,6 +1,6 @@
 """The demo behind ``make demo``: a real run of every main command, on data every machine has.
 
-    python scripts/demo.py [--steps 300]
+    python scripts/demo.py [--steps 200]
 
 Trains a tokenizer and a small model with four heads on the sources of Python's standard library,
 stops and resumes it once, trains it again with rho1 weights (the first model is the reference),
@@ -27,7 +27,7 @@ PROMPT = "def read_lines(path):\n"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--steps", type=int, default=300, help="optimizer steps of each model")
+    parser.add_argument("--steps", type=int, default=200, help="optimizer steps of each model")
     steps = parser.parse_args().steps
     for old in (TOKENIZER, RUNS / BASELINE, RUNS / RHO1):
         shutil.rmtree(old, ignore_errors=True)
@@ -43,10 +43,9 @@ def main() -> None:
     say("   ... and resumed where it stopped")
     wmtp(*first, "--resume")
 
-    say("3. The same recipe with rho1 weights; the first model is the reference, scored once")
+    say("3. The same recipe with rho1 weights; the first model is the reference")
     reference = str(RUNS / BASELINE / "final")
     weighted = ["--set", "weighting.algorithm=rho1-wmtp", "--set", f"paths.models.ref={reference}"]
-    wmtp("data", "score", *TRAIN[1:], *weighted)
     wmtp(*TRAIN, "--run-name", RHO1, *length, *weighted)
 
     say("4. Held-out files, side by side")

@@ -210,6 +210,7 @@ class EvalData(Section):
     sources: Sources = ()
     batch_size: int = Field(8, ge=1)
     max_length: int | None = Field(None, ge=2, description="default: data.train.max_length")
+    max_rows: int | None = Field(None, ge=1, description="measure only so many, evenly spread")
 
 
 class Data(Section):

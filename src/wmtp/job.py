@@ -87,8 +87,13 @@ class Job:
     def evaluation_batches(self) -> Iterator[Batch]:
         """The evaluation data, in order."""
         assert self.eval_rows is not None
-        size = self.settings.recipe.data.eval.batch_size
-        return evaluation_batches(self.eval_rows, batch_size=size, horizon=self.model.horizon)
+        data = self.settings.recipe.data.eval
+        return evaluation_batches(
+            self.eval_rows,
+            batch_size=data.batch_size,
+            horizon=self.model.horizon,
+            max_rows=data.max_rows,
+        )
 
     def reference_ce(self, batch: Batch) -> Tensor | None:
         """What the reference model thinks of the batch's targets, cached or computed now."""

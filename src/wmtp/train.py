@@ -71,7 +71,18 @@ def train(job: Job, folder: RunFolder, console: Console, checkpoint: Path | None
         job.training_batches(start_row=progress.rows_read) as batches,
         console.progress(progress.step, job.max_steps) as bar,
     ):
+
+        def evaluate_now() -> None:
+            with window.clock_stopped():
+                figures = evaluate_held_out(job)
+            metrics.write({"step": progress.step, **figures})
+            trackers.wake()
+            bar.report(progress.step, figures)
+            judge(progress, figures, job)
+
         model.train()
+        if progress.step == 0 and job.eval_rows and recipe.train.eval_interval:
+            evaluate_now()
         window.start_clock()
         while not (progress.step >= job.max_steps or progress.stopped_early or stop.requested):
             lr = rate_at(job, progress.step)
@@ -109,12 +120,7 @@ def train(job: Job, folder: RunFolder, console: Console, checkpoint: Path | None
                 bar.update(progress.step, row)
 
             if job.eval_rows and (last or is_due(progress.step, recipe.train.eval_interval)):
-                with window.clock_stopped():
-                    figures = evaluate_held_out(job)
-                metrics.write({"step": progress.step, **figures})
-                trackers.wake()
-                bar.report(progress.step, figures)
-                judge(progress, figures, job)
+                evaluate_now()
 
             ending = last or progress.stopped_early or stop.requested
             if ending or is_due(progress.step, checkpoints.save_interval):

@@ -24,7 +24,8 @@ def test_seeds_differ_and_large_ones_work() -> None:
 
 def test_order_is_fixed_for_ever() -> None:
     # resuming a run with a later version must read the same rows
-    assert rows_at(8, seed=0, start=0, count=16).tolist() == ORDER_OF_8
+    expected = [0, 1, 6, 3, 5, 4, 2, 7, 3, 0, 1, 5, 2, 7, 4, 6]
+    assert rows_at(8, seed=0, start=0, count=16).tolist() == expected
 
 
 def test_first_rows_are_spread_evenly() -> None:

@@ -45,6 +45,12 @@ class Batch:
     valid_counts_H: tuple[int, ...]
     rows: tuple[int, ...]
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Between processes a batch travels as plain bytes. Torch would hand over shared memory,
+        # which containers ration, from a thread that crashes if its process ends meanwhile.
+        fields = vars(self).values()
+        return _from_plain, tuple(f.numpy() if isinstance(f, Tensor) else f for f in fields)
+
     def to(self, device: torch.device) -> "Batch":
         """The batch on a device; from pinned memory the copy does not wait."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=True))
@@ -69,6 +75,11 @@ class Batch:
         )
 
 
+def _from_plain(*fields: Any) -> Batch:
+    tensors: list[Any] = [torch.from_numpy(f) if isinstance(f, np.ndarray) else f for f in fields]
+    return Batch(*tensors)
+
+
 def batch_at(rows: Rows, seed: int, start_row: int, batch_size: int, horizon: int) -> Batch:
     """The micro-batch that begins at a position of the shuffled, endless stream of rows.
 
@@ -84,10 +95,14 @@ def batch_at(rows: Rows, seed: int, start_row: int, batch_size: int, horizon: in
     return gather_rows(rows, rows_at(len(rows), seed, start_row, batch_size), horizon)
 
 
-def evaluation_batches(rows: Rows, *, batch_size: int, horizon: int) -> Iterator[Batch]:
-    """Every row once and in order; the last batch may be short."""
-    for start in range(0, len(rows), batch_size):
-        yield gather_rows(rows, np.arange(start, min(start + batch_size, len(rows))), horizon)
+def evaluation_batches(
+    rows: Rows, *, batch_size: int, horizon: int, max_rows: int | None = None
+) -> Iterator[Batch]:
+    """Every row once and in order, or ``max_rows`` evenly spread; the last batch may be short."""
+    count = min(len(rows), max_rows or len(rows))
+    chosen = np.arange(count) * len(rows) // count
+    for start in range(0, count, batch_size):
+        yield gather_rows(rows, chosen[start : start + batch_size], horizon)
 
 
 def gather_rows(rows: Rows, rows_B: NDArray[np.int64], horizon: int) -> Batch:

@@ -53,14 +53,14 @@ def encode_documents(
             parts = [next(encoded_texts) for _ in document.segments]
             weights = None
             if document.weight is not None:
-                weights = [np.full(len(ids), document.weight) for ids in parts]
+                weights = [_constant(document.weight, len(ids)) for ids in parts]
             encoded.append(_join(tokenizer, document, parts, weights))
     return encoded
 
 
 def _encode_with_spans(tokenizer: TextTokenizer, document: Document) -> EncodedDocument:
     base = 1.0 if document.weight is None else document.weight
-    weights_of_characters = np.full(sum(len(s.text) for s in document.segments), base)
+    weights_of_characters = _constant(base, sum(len(s.text) for s in document.segments))
     for start, stop, weight in document.spans:
         weights_of_characters[start:stop] = weight
     parts, weights, offset = [], [], 0
@@ -76,7 +76,7 @@ def _join(
     tokenizer: TextTokenizer,
     document: Document,
     parts: Sequence[NDArray[np.int64]],
-    weights: Sequence[NDArray[np.float64]] | None,
+    weights: Sequence[NDArray[np.float32]] | None,
 ) -> EncodedDocument:
     """Put the beginning and the end around a document's segments."""
     front = np.array(tokenizer.bos_ids, dtype=np.int64)
@@ -94,7 +94,7 @@ def _join(
         np.concatenate(wanted),
         None
         if weights is None
-        else _float32([np.full(len(front), base), *weights, np.array([base])]),
+        else np.concatenate([_constant(base, len(front)), *weights, _constant(base, 1)]),
     )
 
 
@@ -112,10 +112,10 @@ def _encode_ids(tokenizer: TextTokenizer, document: TokenDocument) -> EncodedDoc
     whole = np.array([*front, *ids, *end], dtype=np.int64)
     weights = None
     if document.weights is not None:
-        given = np.array(document.weights)
-        weights = _float32([np.ones(len(front)), given, np.ones(len(end))])
+        given = np.array(document.weights, dtype=np.float32)
+        weights = np.concatenate([_constant(1.0, len(front)), given, _constant(1.0, len(end))])
     return EncodedDocument(document.name, whole, np.ones(len(whole), dtype=bool), weights)
 
 
-def _float32(parts: Sequence[NDArray[np.float64]]) -> NDArray[np.float32]:
-    return np.concatenate(parts).astype(np.float32)
+def _constant(value: float, count: int) -> NDArray[np.float32]:
+    return np.full(count, value, dtype=np.float32)

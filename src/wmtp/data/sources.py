@@ -283,12 +283,16 @@ def _looks_like_mbpp(path: Path) -> bool:
     return False
 
 
+def _refuse_folder(error: OSError) -> None:
+    raise DataError(f"data folder '{error.filename}' cannot be read: {error.strerror}.")
+
+
 def _walk(
     root: Path, suffixes: set[str] | frozenset[str], skipped: frozenset[str] = _SKIPPED_FOLDERS
 ) -> tuple[Path, ...]:
     """Files below a folder in the order of their paths; nothing hidden, no links."""
     files = []
-    for folder, names_of_folders, names in os.walk(root):
+    for folder, names_of_folders, names in os.walk(root, onerror=_refuse_folder):
         names_of_folders[:] = [
             name for name in names_of_folders if not name.startswith(".") and name not in skipped
         ]

@@ -11,7 +11,7 @@ from typing import Any, final
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Encoding, Tokenizer
+from tokenizers import Tokenizer
 
 from wmtp.errors import DataError
 
@@ -27,6 +27,9 @@ _EOS_NAMES = ("<|endoftext|>", "</s>", "<eos>", "<|end_of_text|>", "<|eos|>", "[
 LONGEST_PIECE_CHARS = 1 << 19
 # Before a single space between two visible characters every usual pre-tokenizer begins a word.
 _CLEAN_CUT = re.compile(r"(?<=\S)(?= \S)")
+
+IdsAndEnds = tuple[NDArray[np.int64], NDArray[np.int64]]
+_NOTHING: NDArray[np.int64] = np.empty(0, dtype=np.int64)
 
 
 def stream_text(tokenizer: "TextTokenizer", ids: Iterable[int]) -> Iterator[tuple[str, int]]:
@@ -113,20 +116,12 @@ class TextTokenizer:
 
     def encode_batch(self, texts: Sequence[str]) -> list[NDArray[np.int64]]:
         """Ids of each text; the texts are tokenized in parallel where the environment allows."""
-        return [
-            np.concatenate([np.array(encoding.ids, dtype=np.int64) for _, encoding in parts])
-            for parts in self._encode_pieces(texts, with_ends=False)
-        ]
+        return [ids for ids, _ in self._encode(texts, with_ends=False)]
 
     def encode_with_ends(self, text: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Ids of a text, and for each the number of characters up to and including its last."""
-        (parts,) = self._encode_pieces([text], with_ends=True)
-        ids = [np.array(encoding.ids, dtype=np.int64) for _, encoding in parts]
-        ends = [
-            np.array([start + end for _, end in encoding.offsets], dtype=np.int64)
-            for start, encoding in parts
-        ]
-        return np.concatenate(ids), np.concatenate(ends)
+        (encoded,) = self._encode([text], with_ends=True)
+        return encoded
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
         """Text of ids; special tokens are left out unless asked for."""
@@ -171,34 +166,46 @@ class TextTokenizer:
         return parts
 
     @cached_property
+    def _special_ids_array(self) -> NDArray[np.int64]:
+        return _int64(sorted(self.special_ids))
+
+    @cached_property
     def _special_text(self) -> re.Pattern[str] | None:
         contents = [str(self._model.id_to_token(token_id)) for token_id in self.special_ids]
         return re.compile("|".join(map(re.escape, contents))) if contents else None
 
-    def _encode_pieces(
-        self, texts: Sequence[str], with_ends: bool
-    ) -> list[list[tuple[int, Encoding]]]:
-        """For each text, its pieces: where each starts, and its encoding."""
-        encode = self._model.encode_batch if with_ends else self._model.encode_batch_fast
+    def _encode(self, texts: Sequence[str], with_ends: bool) -> list[IdsAndEnds]:
         cuts = [_cuts(text) for text in texts]
-        encoded = self._encode_cut(encode, texts, cuts)
-        for index, parts in enumerate(encoded):
-            if any(not self.special_ids.isdisjoint(encoding.ids) for _, encoding in parts):
+        encoded = self._encode_pieces(texts, cuts, with_ends)
+        for index, (ids, _) in enumerate(encoded):
+            if np.isin(ids, self._special_ids_array).any():
                 # a vocabulary that matches its special tokens in plain text: cut them apart
-                cuts[index] = sorted({*cuts[index], *self._cuts_in_specials(texts[index])})
-                encoded[index] = self._encode_cut(encode, [texts[index]], [cuts[index]])[0]
+                inside = self._cuts_in_specials(texts[index])
+                borders = sorted({*cuts[index], *inside})
+                encoded[index] = self._encode_pieces([texts[index]], [borders], with_ends)[0]
         return encoded
 
-    def _encode_cut(
-        self, encode: Any, texts: Sequence[str], cuts: Sequence[list[int]]
-    ) -> list[list[tuple[int, Encoding]]]:
+    def _encode_pieces(
+        self, texts: Sequence[str], cuts: Sequence[list[int]], with_ends: bool
+    ) -> list[IdsAndEnds]:
+        """Tokenize each text in the pieces between its cuts, a bounded number at a time."""
+        encode = self._model.encode_batch if with_ends else self._model.encode_batch_fast
         pieces = [
-            text[start:stop]
-            for text, borders in zip(texts, cuts, strict=True)
+            (index, start, stop)
+            for index, borders in enumerate(cuts)
             for start, stop in pairwise(borders)
         ]
-        encodings = iter(encode(pieces, add_special_tokens=False))
-        return [[(start, next(encodings)) for start in borders[:-1]] for borders in cuts]
+        parts: list[list[IdsAndEnds]] = [[(_NOTHING, _NOTHING)] for _ in texts]
+        for group in _groups(pieces):
+            group_texts = [texts[index][start:stop] for index, start, stop in group]
+            encodings = encode(group_texts, add_special_tokens=False)
+            for (index, start, _), encoding in zip(group, encodings, strict=True):
+                ends = [start + end for _, end in encoding.offsets] if with_ends else []
+                parts[index].append((_int64(encoding.ids), _int64(ends)))
+        return [
+            (np.concatenate([ids for ids, _ in part]), np.concatenate([ends for _, ends in part]))
+            for part in parts
+        ]
 
     def _cuts_in_specials(self, text: str) -> list[int]:
         found = self._special_text.finditer(text) if self._special_text else ()
@@ -228,6 +235,24 @@ def _cuts(text: str) -> list[int]:
         clean = _CLEAN_CUT.search(text, start + LONGEST_PIECE_CHARS // 2, latest)
         borders.append(clean.start() if clean else latest)
     return [*borders, len(text)]
+
+
+def _groups(pieces: Iterable[tuple[int, int, int]]) -> Iterator[list[tuple[int, int, int]]]:
+    """Pieces ``(text, start, stop)`` in groups that are tokenized at once."""
+    group: list[tuple[int, int, int]] = []
+    length = 0
+    for index, start, stop in pieces:
+        group.append((index, start, stop))
+        length += stop - start
+        if length >= LONGEST_PIECE_CHARS:
+            yield group
+            group, length = [], 0
+    if group:
+        yield group
+
+
+def _int64(numbers: list[int]) -> NDArray[np.int64]:
+    return np.array(numbers, dtype=np.int64)
 
 
 def _parse_tokenizer(file: Path) -> Tokenizer:

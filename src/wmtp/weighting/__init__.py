@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 
 from wmtp.errors import ConfigError
-from wmtp.weighting.base import Need, Scope, Signals, Weighting, mean_one, weigh_chunk
+from wmtp.loss import Scope
+from wmtp.weighting.base import Need, Signals, Weighting, mean_one, weigh_chunk
 from wmtp.weighting.baseline import Baseline
 from wmtp.weighting.column import Column
 from wmtp.weighting.rho1 import Rho1

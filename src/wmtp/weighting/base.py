@@ -9,8 +9,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-Scope = Literal["known", "token", "sequence"]
-"""How far the weights look: nothing the loss computes, the heads of one position, a whole row."""
+from wmtp.loss import Scope
 
 Need = Literal["reference_ce", "loss_weights"]
 """What must be measured or read beforehand, aligned with the targets."""

@@ -4,7 +4,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from wmtp.weighting.base import Scope, Signals, Weighting
+from wmtp.loss import Scope
+from wmtp.weighting.base import Signals, Weighting
 
 
 class Baseline(Weighting):

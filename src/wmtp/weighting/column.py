@@ -5,7 +5,8 @@ from typing import ClassVar
 from pydantic import Field
 from torch import Tensor
 
-from wmtp.weighting.base import Need, Scope, Signals, Weighting, mean_one
+from wmtp.loss import Scope
+from wmtp.weighting.base import Need, Signals, Weighting, mean_one
 
 
 class Column(Weighting):

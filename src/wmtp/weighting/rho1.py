@@ -7,7 +7,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from wmtp.weighting.base import Need, Scope, Signals, Weighting
+from wmtp.loss import Scope
+from wmtp.weighting.base import Need, Signals, Weighting
 
 FRACTION_UNITS = 1_000_000  # skip_fraction is counted in millionths, so that floor() is exact
 BISECTION_STEPS = 40

@@ -1,0 +1,201 @@
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from wmtp.data.batches import Batch, batch_at, evaluation_batches, gather_rows
+from wmtp.data.rows import Rows
+from wmtp.data.shards import Shards, add_column
+from wmtp.errors import DataError
+
+DOCUMENTS = [[0, 5, 6, 7, 0], [0, 8, 0], [0, 9, 10, 11, 12, 13, 14, 15, 0], [0, 16, 0]]
+WANTED = [
+    [True, False, False, True, True],
+    [True] * 3,
+    [True, False, False, False, True, True, True, True, True],
+    [True] * 3,
+]
+WEIGHTS = [[float(token % 5) for token in document] for document in DOCUMENTS]
+
+
+def by_double_loop(
+    shards: Shards, row: int, length: int, horizon: int, packed: bool, mask_prompt: bool
+) -> dict[str, Any]:
+    """The definition, one number after the other."""
+    tokens, documents, columns = [], [], []
+    start = 0
+    for index, end in enumerate(shards.ends.tolist()):
+        for position in range(start, end):
+            tokens.append(int(shards.tokens[position]))
+            documents.append(index)
+            columns.append(
+                (
+                    shards.wanted is None or bool(shards.wanted.values[position]),
+                    shards.loss_weights and float(shards.loss_weights.values[position]),
+                )
+            )
+        start = end
+    first = row * length if packed else ([0, *shards.ends.tolist()])[row]
+    stop = len(tokens) if packed else min(int(shards.ends[row]), first + length)
+    out: dict[str, Any] = {"tokens": [], "targets": [], "valid": [], "documents": [], "weights": []}
+    for s in range(length):
+        here = first + s
+        out["tokens"].append(tokens[here] if here < stop else 0)
+        out["documents"].append(documents[here] if here < stop else -1)
+        for h in range(horizon):
+            there = here + 1 + h
+            exists = there < stop
+            out["targets"].append(tokens[there] if exists else 0)
+            out["valid"].append(
+                exists
+                and documents[here] == documents[there]
+                and (columns[there][0] or not mask_prompt)
+            )
+            out["weights"].append(columns[there][1] if exists else 0.0)
+    return out
+
+
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("mask_prompt", [True, False])
+@pytest.mark.parametrize("horizon", [1, 2, 4])
+@pytest.mark.parametrize("length", [1, 2, 3, 4, 7, 19, 20, 50])
+def test_batches_equal_the_double_loop(
+    make_shards: Any, packed: bool, mask_prompt: bool, horizon: int, length: int
+) -> None:
+    shards = make_shards(DOCUMENTS, WANTED, WEIGHTS)
+    rows = Rows(shards, length, packed=packed, mask_prompt=mask_prompt, with_loss_weights=True)
+    batches = list(evaluation_batches(rows, batch_size=3, horizon=horizon))
+    assert [row for batch in batches for row in batch.rows] == list(range(len(rows)))
+    for batch in batches:
+        for b, row in enumerate(batch.rows):
+            expected = by_double_loop(shards, row, length, horizon, packed, mask_prompt)
+            assert batch.tokens_BS[b].tolist() == expected["tokens"]
+            assert batch.targets_BSH[b].flatten().tolist() == expected["targets"]
+            assert batch.valid_BSH[b].flatten().tolist() == expected["valid"]
+            assert batch.loss_weights_BSH is not None
+            assert batch.loss_weights_BSH[b].flatten().tolist() == expected["weights"]
+            if packed:
+                assert batch.documents_BS is not None
+                assert batch.documents_BS[b].tolist() == expected["documents"]
+        assert batch.valid_counts_H == tuple(batch.valid_BSH.sum((0, 1)).tolist())
+        assert (batch.documents_BS is None) == (not packed)
+
+
+def test_no_target_crosses_a_document(make_shards: Any) -> None:
+    generator = np.random.default_rng(0)
+    # every token of document d is d + 1: a valid target of another document would show
+    documents = [[d + 1] * int(n) for d, n in enumerate(generator.integers(1, 9, size=60))]
+    rows = Rows(make_shards(documents), 16)
+    seen = 0
+    for batch in evaluation_batches(rows, batch_size=4, horizon=4):
+        same_BSH = batch.targets_BSH == batch.tokens_BS[:, :, None]
+        assert bool(same_BSH[batch.valid_BSH].all())
+        seen += int(batch.valid_BSH.sum())
+    lengths = np.array([len(document) for document in documents])
+    assert seen == sum(int(np.maximum(lengths - 1 - h, 0).sum()) for h in range(4))
+
+
+def test_every_token_with_a_past_is_a_next_token_once(make_shards: Any) -> None:
+    shards = make_shards(DOCUMENTS)
+    for length in (1, 3, 19, 20, 64):
+        batches = evaluation_batches(Rows(shards, length), batch_size=2, horizon=1)
+        total = sum(batch.valid_counts_H[0] for batch in batches)
+        assert total == sum(len(document) - 1 for document in DOCUMENTS)
+
+
+def test_all_tokens_of_a_row_can_be_put_together(make_shards: Any) -> None:
+    rows = Rows(make_shards(DOCUMENTS), 6)
+    batch = gather_rows(rows, np.array([0, 1]), horizon=4)
+    whole_BT = torch.cat((batch.tokens_BS, batch.targets_BSH[:, -1, :3]), 1)
+    stream = [token for document in DOCUMENTS for token in document]
+    assert whole_BT.tolist() == [stream[0:9], stream[6:15]]
+    for h in range(4):
+        assert torch.equal(batch.targets_BSH[:, :-1, h], batch.targets_BSH[:, 1:, h - 1]) or h == 0
+
+
+def test_prompt_tokens_stay_readable_as_targets(make_shards: Any) -> None:
+    batch = gather_rows(Rows(make_shards([DOCUMENTS[0]], [WANTED[0]]), 4), np.array([0]), 2)
+    assert batch.targets_BSH[0].tolist() == [[5, 6], [6, 7], [7, 0], [0, 0]]
+    assert batch.valid_BSH[0].tolist() == [
+        [False, False],
+        [False, True],
+        [True, True],
+        [True, False],
+    ]
+    assert batch.valid_counts_H == (2, 2)
+
+
+def test_types_are_those_the_model_expects(make_shards: Any) -> None:
+    shards = make_shards(DOCUMENTS, WANTED, WEIGHTS)
+    scores = add_column(shards, "ref_ce.x", "f16", [np.arange(20.0)])
+    rows = Rows(shards, 4, with_loss_weights=True, reference_scores=scores)
+    batch = batch_at(rows, seed=0, start_row=0, batch_size=2, horizon=3)
+    dtypes = {
+        "tokens_BS": torch.int64,
+        "targets_BSH": torch.int64,
+        "valid_BSH": torch.bool,
+        "documents_BS": torch.int32,
+        "reference_ce_BSH": torch.float32,
+        "loss_weights_BSH": torch.float32,
+    }
+    for name, dtype in dtypes.items():
+        tensor = getattr(batch, name)
+        assert tensor.dtype == dtype
+        assert tensor.is_contiguous()
+        assert tensor.shape == ((2, 4) if name.endswith("_BS") else (2, 4, 3))
+
+
+def test_columns_not_asked_for_are_absent(make_shards: Any) -> None:
+    batch = gather_rows(Rows(make_shards(DOCUMENTS, WANTED, WEIGHTS), 4), np.array([0]), 2)
+    assert batch.loss_weights_BSH is None
+    assert batch.reference_ce_BSH is None
+
+
+def test_batch_depends_on_position_alone(make_shards: Any) -> None:
+    rows = Rows(make_shards(DOCUMENTS), 4)
+    one = batch_at(rows, seed=5, start_row=3, batch_size=4, horizon=2)
+    parts = [batch_at(rows, seed=5, start_row=n, batch_size=2, horizon=2) for n in (3, 5)]
+    assert one.rows == parts[0].rows + parts[1].rows
+    assert torch.equal(one.targets_BSH, torch.cat([part.targets_BSH for part in parts]))
+
+
+def test_batch_larger_than_the_data_reads_it_again(make_shards: Any) -> None:
+    rows = Rows(make_shards(DOCUMENTS), 10)
+    batch = batch_at(rows, seed=0, start_row=0, batch_size=5, horizon=1)
+    assert len(rows) == 2
+    assert sorted(batch.rows[:2]) == sorted(batch.rows[2:4]) == [0, 1]
+
+
+def test_moving_keeps_everything(make_shards: Any) -> None:
+    batch: Batch = gather_rows(Rows(make_shards(DOCUMENTS), 4), np.array([0, 2]), 2)
+    moved = batch.to(torch.device("meta"))
+    assert moved.tokens_BS.device.type == "meta"
+    assert moved.reference_ce_BSH is None
+    assert (moved.rows, moved.valid_counts_H) == (batch.rows, batch.valid_counts_H)
+
+
+def test_weights_that_the_data_lacks_are_refused(make_shards: Any) -> None:
+    with pytest.raises(DataError, match="has no loss_weights"):
+        Rows(make_shards(DOCUMENTS), 4, with_loss_weights=True)
+
+
+def test_scores_of_other_tokens_are_refused(make_shards: Any) -> None:
+    other = make_shards([[0, 1]], name="other")
+    scores = add_column(other, "ref_ce.x", "f16", [np.zeros(2)])
+    with pytest.raises(ValueError, match="2 scores for 20 tokens"):
+        Rows(make_shards(DOCUMENTS), 4, reference_scores=scores)
+
+
+def test_token_outside_the_vocabulary_is_a_damaged_file(make_shards: Any) -> None:
+    rows = Rows(make_shards([[0, 60_000, 0]]), 4)
+    with pytest.raises(DataError, match="token 60000 is outside the vocabulary"):
+        gather_rows(rows, np.array([0]), 1)
+
+
+def test_row_tells_where_it_came_from(make_shards: Any) -> None:
+    shards = make_shards(DOCUMENTS)
+    assert Rows(shards, 4).describe(0) == "file:1"
+    assert Rows(shards, 6).describe(0) == "file:1 to file:2"
+    assert Rows(shards, 6).describe(3) == "file:4"
+    assert Rows(shards, 3, packed=False).describe(2) == "file:3"
