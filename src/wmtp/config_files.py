@@ -25,6 +25,8 @@ class Document:
     values: dict[str, Any] = field(default_factory=dict)
     origins: dict[Key, str] = field(default_factory=dict)
     errors: list[str] = field(default_factory=list)
+    readable: bool = True
+    """False where nothing more can be said, because nothing of it could be read."""
 
     def origin(self, key: Key) -> str:
         """Where a key, or else the nearest section around it, was written."""
@@ -112,6 +114,7 @@ def read_yaml(text: str, name: str) -> Document:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = name if mark is None else f"{name}:{mark.line + 1}"
+        document.readable = False
         document.errors.append(
             f"{place}: not valid YAML: {getattr(error, 'problem', None) or error}"
         )

@@ -10,6 +10,7 @@ from wmtp import __version__
 from wmtp.data.batches import evaluation_batches
 from wmtp.data.prepare import prepare_cached
 from wmtp.data.rows import Rows
+from wmtp.data.shards import is_shards
 from wmtp.data.sources import Source, read_texts
 from wmtp.data.tokenizer import TextTokenizer
 from wmtp.errors import ConfigError, DataError
@@ -19,7 +20,7 @@ from wmtp.loss import Workspace
 from wmtp.model.hf_layout import load_model
 from wmtp.model.multi_token import MultiTokenModel
 from wmtp.runtime.device import Device
-from wmtp.runtime.durable import replace_file
+from wmtp.runtime.durable import replace_file, storage_errors
 
 Suite = Literal["perplexity", "heads"]
 SUITES: tuple[Suite, ...] = ("perplexity", "heads")
@@ -85,16 +86,33 @@ def check_suites(suites: tuple[str, ...]) -> None:
     Raises:
         ConfigError: names the ones there are.
     """
+    if not suites:
+        raise ConfigError(f"no suite is named. Use {', '.join(SUITES)}.")
     for suite in suites:
         if suite not in SUITES:
             raise ConfigError(f"suite is {suite!r}: no such suite. Use {', '.join(SUITES)}.")
 
 
+def make_results_folder(folder: Path) -> None:
+    """Make the folder of results, before the work whose results it takes.
+
+    Raises:
+        StorageError: it cannot be made.
+    """
+    with storage_errors(f"{folder} could not be created"):
+        folder.mkdir(parents=True, exist_ok=True)
+
+
 def write_results(result: dict[str, Any], folder: Path) -> Path:
-    """Write ``evaluation.json`` into a folder, which is made."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write ``evaluation.json`` into a folder, which is made.
+
+    Raises:
+        StorageError: the disk refused.
+    """
+    make_results_folder(folder)
     path = folder / "evaluation.json"
-    replace_file(path, json.dumps(result, indent=1, ensure_ascii=False).encode() + b"\n")
+    with storage_errors(f"{path} could not be written"):
+        replace_file(path, json.dumps(result, indent=1, ensure_ascii=False).encode() + b"\n")
     return path
 
 
@@ -121,6 +139,11 @@ def _perplexity(
 
 def _texts(sources: tuple[Source, ...]) -> Iterator[str]:
     for source in sources:
+        if is_shards(Path(source.path)):
+            raise DataError(
+                f"data source '{source.path}' is a folder of shards, which keeps no text: measure "
+                "it with --suite heads, or give the text itself."
+            )
         yield from read_texts(source)
 
 

@@ -25,6 +25,7 @@ from wmtp.data.tokenizer import TextTokenizer
 from wmtp.errors import ConfigError
 from wmtp.loss import Workspace
 from wmtp.model.heads import HeadsShape
+from wmtp.model.hf_config import read_config
 from wmtp.model.hf_layout import load_model
 from wmtp.model.llama import LlamaShape
 from wmtp.model.multi_token import MultiTokenModel, build_model
@@ -151,7 +152,6 @@ def assembled(
         )
         device.seed(config.devices.seed)
         model = open_model(settings, tokenizer, checkpoint).to(device.torch_device)
-        model.set_dropout(recipe.model.dropout)
         model.set_gradient_checkpointing(recipe.train.gradient_checkpointing)
         if recipe.train.freeze == "trunk":
             model.freeze_trunk()
@@ -192,6 +192,8 @@ def check_start(settings: Settings) -> None:
             raise ConfigError(
                 f"paths.models.{key} is '{path}': no model directory (it has no config.json)."
             )
+    if models.base is not None:
+        check_length(Path(models.base), longest_row(settings.recipe))
     sizes = {
         "hidden_size": model.hidden_size,
         "num_layers": model.num_layers,
@@ -209,6 +211,25 @@ def check_start(settings: Settings) -> None:
             f"both a start and sizes are given: paths.models.base is '{models.base}', and the "
             f"recipe has {', '.join(f'model.{name}' for name in given)}. Remove one of them."
         )
+
+
+def check_length(directory: Path, longest: int) -> None:
+    """Refuse rows that are longer than a model can read.
+
+    Raises:
+        ConfigError: says how many tokens it takes.
+    """
+    most = read_config(directory).trunk.max_seq_length
+    if longest > most:
+        raise ConfigError(
+            f"the model in '{directory}' reads at most {most} tokens at once, but the recipe has "
+            f"rows of {longest}. Lower data.train.max_length and data.eval.max_length."
+        )
+
+
+def longest_row(recipe: Recipe) -> int:
+    """Tokens of the longest row, in training or evaluation."""
+    return max(recipe.data.train.max_length, recipe.data.eval.max_length or 0)
 
 
 def open_tokenizer(settings: Settings) -> TextTokenizer:
@@ -269,7 +290,7 @@ def open_training_data(
                 f"weighting.algorithm {settings.algorithm} needs a reference model: set "
                 "paths.models.ref to its directory (or export WMTP_REF with configs/local.yaml)."
             )
-        check_same_tokenizer(Path(directory), tokenizer)
+        check_reference(Path(directory), tokenizer, settings)
         scores = cached_scores(shards, reference_key(settings, shards, Path(directory)))
         if scores is None:
             report(f"reference {directory} runs at every step; wmtp data score would do it once")
@@ -308,12 +329,13 @@ def open_evaluation_data(
     return rows
 
 
-def check_same_tokenizer(directory: Path, tokenizer: TextTokenizer) -> None:
-    """Refuse a reference model that reads other token ids.
+def check_reference(directory: Path, tokenizer: TextTokenizer, settings: Settings) -> None:
+    """Refuse a reference model that reads other token ids, or shorter rows.
 
     Raises:
-        ConfigError: the tokenizers differ.
+        ConfigError: the tokenizers differ, or a row is too long for it.
     """
+    check_length(directory, settings.recipe.data.train.max_length)
     if TextTokenizer.load(directory).fingerprint != tokenizer.fingerprint:
         raise ConfigError(
             f"paths.models.ref is '{directory}', whose tokenizer differs from the one in training. "
@@ -338,8 +360,15 @@ def open_model(
     """
     recipe, heads = settings.recipe, heads_shape(settings.recipe)
     start = checkpoint or settings.config.paths.models.base
+    if checkpoint is not None:
+        check_length(checkpoint, longest_row(recipe))
     if start is not None:
-        model = load_model(Path(start), heads, seed=settings.config.devices.seed)
+        model = load_model(
+            Path(start),
+            heads,
+            seed=settings.config.devices.seed,
+            dropout=recipe.model.dropout,
+        )
     else:
         shape = trunk_shape(recipe, tokenizer.vocab_size)
         model = build_model(shape, heads, seed=settings.config.devices.seed)
@@ -365,11 +394,10 @@ def heads_shape(recipe: Recipe) -> HeadsShape:
 
 def trunk_shape(recipe: Recipe, vocab_size: int) -> LlamaShape:
     """The recipe's trunk from scratch; the MLP is 8/3 of the width, rounded up to 64s."""
-    model, data = recipe.model, recipe.data
+    model = recipe.model
     assert model.hidden_size is not None
     assert model.num_layers is not None
     assert model.num_heads is not None
-    longest = max(data.train.max_length, data.eval.max_length or 0)
     return LlamaShape(
         vocab_size=model.vocab_size or vocab_size,
         hidden_size=model.hidden_size,
@@ -378,7 +406,7 @@ def trunk_shape(recipe: Recipe, vocab_size: int) -> LlamaShape:
         num_heads=model.num_heads,
         num_kv_heads=model.num_kv_heads or model.num_heads,
         head_dim=model.hidden_size // model.num_heads,
-        max_seq_length=model.max_seq_length or longest,
+        max_seq_length=model.max_seq_length or longest_row(recipe),
         rope_theta=model.rope_theta,
         norm_eps=1e-5,
         tie_embeddings=model.tie_embeddings,
@@ -407,7 +435,7 @@ def score_training_data(settings: Settings, console: Console) -> str:
     check_start(settings)
     tokenizer = open_tokenizer(settings)
     directory = Path(config.paths.models.ref)
-    check_same_tokenizer(directory, tokenizer)
+    check_reference(directory, tokenizer, settings)
     sources = tuple(as_source(settings, spec) for spec in train.sources)
     shards = prepare_cached(sources, tokenizer, shard_cache(settings), console.line)
     key = reference_key(settings, shards, directory)

@@ -122,9 +122,12 @@ def load_optimizer_tensors(
     """Put back what ``optimizer_tensors`` gave.
 
     Raises:
-        KeyError: a state belongs to no parameter that is trained.
+        KeyError: a state belongs to no parameter that is trained, or one that is has none.
     """
     known = {name: p for name, p in named_parameters if p.requires_grad}
+    without = known.keys() - {full_name.rpartition(".")[0] for full_name in tensors}
+    if tensors and without:  # none at all: before the first update
+        raise KeyError(min(without))
     for full_name, value in tensors.items():
         name, _, key = full_name.rpartition(".")
         parameter = known[name]

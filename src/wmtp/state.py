@@ -74,7 +74,7 @@ class Moving:
 def save_model_directory(model: MultiTokenModel, tokenizer: TextTokenizer, folder: Path) -> None:
     """Write a Hugging Face directory: config, weights, tokenizer."""
     bos = tokenizer.bos_ids[0] if tokenizer.bos_ids else None
-    save_model(model, folder, SpecialTokens(bos, (tokenizer.eos_id,)))
+    save_model(model, folder, special_tokens=SpecialTokens(bos, (tokenizer.eos_id,)))
     tokenizer.save(folder)
 
 

@@ -84,7 +84,11 @@ def train(job: Job, folder: RunFolder, console: Console, checkpoint: Path | None
         if progress.step == 0 and job.eval_rows and recipe.train.eval_interval:
             evaluate_now()
         window.start_clock()
-        while not (progress.step >= job.max_steps or progress.stopped_early or stop.requested):
+        ending = progress.step >= job.max_steps or progress.stopped_early
+        if ending:
+            console.line(f"nothing left to do: the run ended after step {progress.step}")
+        # a signal is looked at after a step and its save only: there is always something to resume
+        while not ending:
             lr = rate_at(job, progress.step)
             set_learning_rate(optimizer, lr)
             step_batches = [next(batches) for _ in range(recipe.train.gradient_accumulation)]

@@ -11,7 +11,15 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
-from wmtp.errors import ConfigError, DivergedError
+from wmtp.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    DivergedError,
+    StorageError,
+    WmtpError,
+)
+from wmtp.job import Job
 from wmtp.runtime.metrics import read_metrics
 
 from .conftest import World
@@ -262,3 +270,92 @@ def test_ctrl_c_on_the_real_program_saves_and_exits_130(world: World) -> None:
     assert "Traceback" not in err
     last = json.loads(metrics.read_text().splitlines()[-1])["step"]
     assert (world.runs / "real" / "checkpoints" / f"step-{last:08d}" / "manifest.json").is_file()
+
+
+def test_a_signal_before_the_first_step_leaves_something_to_resume(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def evaluate_and_be_stopped(job: Job) -> dict[str, float]:
+        os.kill(os.getpid(), signal.SIGINT)
+        return {}
+
+    with monkeypatch.context() as patch:
+        patch.setattr("wmtp.train.evaluate_held_out", evaluate_and_be_stopped)
+        assert world.train("early") == 130
+    assert (world.runs / "early" / "checkpoints" / "step-00000001" / "manifest.json").is_file()
+    assert world.train("early", "--resume") == 0
+
+
+def test_resuming_a_finished_run_says_that_nothing_is_left(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert world.train("done") == 0
+    capsys.readouterr()
+    assert world.train("done", "--resume") == 0
+    captured = capsys.readouterr()
+    assert "nothing left to do: the run ended after step 8" in captured.out + captured.err
+
+
+def test_resuming_with_the_trunk_no_longer_frozen_is_refused(world: World, reference: str) -> None:
+    for size in ("hidden_size", "num_layers", "num_heads"):
+        del world.recipe["model"][size]
+    world.config["paths"]["models"] = {"base": reference}
+    world.recipe["train"]["freeze"] = "trunk"
+    assert world.train("heads") == 0
+    world.recipe["train"]["freeze"] = "none"
+    with pytest.raises(CheckpointError, match="state of another recipe"):
+        world.train("heads", "--resume")
+
+
+@pytest.mark.parametrize("key", ["train", "eval"])
+def test_rows_longer_than_the_base_model_reads_are_refused(
+    world: World, reference: str, key: str
+) -> None:
+    for size in ("hidden_size", "num_layers", "num_heads"):
+        del world.recipe["model"][size]
+    world.config["paths"]["models"] = {"base": reference}
+    world.recipe["data"][key]["max_length"] = 100
+    with pytest.raises(ConfigError, match="reads at most 24 tokens at once, but .* rows of 100"):
+        world.train("long")
+
+
+def test_rows_longer_than_the_reference_reads_are_refused(world: World, reference: str) -> None:
+    world.config["paths"]["models"] = {"ref": reference}
+    world.recipe["weighting"] = {"algorithm": "rho1-wmtp"}
+    world.recipe["data"]["train"]["max_length"] = 100
+    with pytest.raises(ConfigError, match="reads at most 24 tokens at once, but .* rows of 100"):
+        world.train("long")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("generate", "--model", "gone", "--prompt", "x"), "--model is 'gone'"),
+        (("evaluate", "--model", "gone", "--data", "text.txt"), "--model is 'gone'"),
+        (("evaluate", "--model", "gone", "--data", "text.txt", "--suite", ""), "no suite is named"),
+        (("tokenizer", "train", "--source", "text.txt", "--out", "text.txt"), "could not be writ"),
+    ],
+)
+def test_a_bad_path_on_the_command_line_is_one_line(
+    world: World, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], message: str
+) -> None:
+    monkeypatch.chdir(world.folder)
+    with pytest.raises(WmtpError, match=message):
+        world.run(*arguments)
+
+
+def test_results_that_cannot_be_kept_are_refused_before_anything_is_measured(
+    world: World, reference: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wmtp.evaluate.load_model", lambda _: pytest.fail("too late"))
+    taken = str(world.folder / "text.txt")
+    with pytest.raises(StorageError, match="could not be created"):
+        world.run("evaluate", "--model", reference, "--data", taken, "--out", taken)
+
+
+def test_text_suite_on_shards_says_that_they_keep_no_text(world: World, reference: str) -> None:
+    shards = str(world.folder / "shards")
+    text, tokenizer = str(world.folder / "text.txt"), str(world.folder / "tokenizer")
+    world.run("data", "prepare", "--source", text, "--tokenizer", tokenizer, "--out", shards)
+    with pytest.raises(DataError, match="keeps no text"):
+        world.run("evaluate", "--model", reference, "--data", shards)

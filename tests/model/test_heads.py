@@ -1,8 +1,12 @@
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
 
-from wmtp.model.heads import HeadsShape, SequentialHeads, initialize_heads_from_trunk
+from wmtp.model.heads import HeadsShape
+from wmtp.model.hf_config import SpecialTokens
+from wmtp.model.hf_layout import load_model, save_model
 from wmtp.model.multi_token import MultiTokenModel
 
 from .toys import stream, toy_model
@@ -79,14 +83,16 @@ def test_packed_documents_equal_documents_alone(hidden: str) -> None:
         start += length
 
 
+@pytest.mark.parametrize("hidden", HIDDEN)
 @torch.no_grad()
-def test_identity_start_repeats_the_trunks_own_hidden_state() -> None:
-    model = toy_model(4)
-    assert isinstance(model.heads, SequentialHeads)
-    initialize_heads_from_trunk(model.trunk, model.heads, "identity")
-    hidden = model(*stream(2, 12, 4))
-    for head in hidden[1:]:
-        torch.testing.assert_close(head, hidden[0], atol=1e-4, rtol=1e-4)
+def test_new_heads_begin_as_the_trunks_prediction_at_half_its_confidence(
+    hidden: str, tmp_path: Path
+) -> None:
+    save_model(toy_model(1), tmp_path, special_tokens=SpecialTokens(None, ()))
+    model = load_model(tmp_path, HeadsShape(4, hidden))  # type: ignore[arg-type]
+    first, *others = model(*stream(2, 12, 4))
+    for head in others:
+        torch.testing.assert_close(head, first / 2, atol=1e-4, rtol=1e-4)
 
 
 def gradients(model: MultiTokenModel) -> dict[str, Tensor]:

@@ -25,7 +25,7 @@ def change_config(folder: Path, **changes: Any) -> None:
 @pytest.mark.parametrize("shard_bytes", [10**9, 20_000])
 def test_saving_and_loading_is_bit_exact(hidden: str, shard_bytes: int, tmp_path: Path) -> None:
     model = toy_model(4, hidden, qk_norm=True)
-    save_model(model, tmp_path, TOKENS, max_shard_bytes=shard_bytes)
+    save_model(model, tmp_path, special_tokens=TOKENS, max_shard_bytes=shard_bytes)
     again = load_model(tmp_path)
     assert again.heads_shape.horizon == 4
     assert again.heads_shape.hidden == hidden
@@ -37,7 +37,7 @@ def test_saving_and_loading_is_bit_exact(hidden: str, shard_bytes: int, tmp_path
 
 
 def test_names_are_those_of_the_format(tmp_path: Path) -> None:
-    save_model(toy_model(2, qk_norm=True), tmp_path, TOKENS)
+    save_model(toy_model(2, qk_norm=True), tmp_path, special_tokens=TOKENS)
     names = set(load_file(tmp_path / "model.safetensors"))
     depth = {f"model.layers.2.{rest}.weight" for rest in (
         "enorm", "hnorm", "eh_proj", "shared_head.norm", "input_layernorm",
@@ -53,12 +53,12 @@ def test_names_are_those_of_the_format(tmp_path: Path) -> None:
 
 
 def test_a_tied_matrix_is_stored_once(tmp_path: Path) -> None:
-    save_model(toy_model(1, tie_embeddings=True), tmp_path, TOKENS)
+    save_model(toy_model(1, tie_embeddings=True), tmp_path, special_tokens=TOKENS)
     assert "lm_head.weight" not in load_file(tmp_path / "model.safetensors")
 
 
 def test_new_heads_begin_on_a_trunk_without_any(tmp_path: Path) -> None:
-    save_model(toy_model(1), tmp_path, TOKENS)
+    save_model(toy_model(1), tmp_path, special_tokens=TOKENS)
     model = load_model(tmp_path, HeadsShape(3))
     assert model.horizon == 3
     assert all(torch.isfinite(p).all() for p in model.parameters())
@@ -66,13 +66,13 @@ def test_new_heads_begin_on_a_trunk_without_any(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("wanted", [HeadsShape(2), HeadsShape(4), HeadsShape(3, "pre_norm")])
 def test_other_heads_than_the_stored_ones_are_refused(wanted: HeadsShape, tmp_path: Path) -> None:
-    save_model(toy_model(3), tmp_path, TOKENS)
+    save_model(toy_model(3), tmp_path, special_tokens=TOKENS)
     with pytest.raises(CheckpointError, match=r"holds heads with (horizon 3|hidden post_norm)"):
         load_model(tmp_path, wanted)
 
 
 def test_half_precision_weights_become_float32(tmp_path: Path) -> None:
-    save_model(toy_model(1), tmp_path, TOKENS)
+    save_model(toy_model(1), tmp_path, special_tokens=TOKENS)
     tensors = load_file(tmp_path / "model.safetensors")
     save_file({n: t.bfloat16() for n, t in tensors.items()}, tmp_path / "model.safetensors")
     model = load_model(tmp_path)
@@ -98,21 +98,21 @@ def test_half_precision_weights_become_float32(tmp_path: Path) -> None:
 def test_what_cannot_be_computed_is_refused_by_name(
     changes: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
-    save_model(toy_model(1), tmp_path, TOKENS)
+    save_model(toy_model(1), tmp_path, special_tokens=TOKENS)
     change_config(tmp_path, **changes)
     with pytest.raises(CheckpointError, match=message):
         load_model(tmp_path)
 
 
 def test_a_pickle_is_never_opened(tmp_path: Path) -> None:
-    save_model(toy_model(1), tmp_path, TOKENS)
+    save_model(toy_model(1), tmp_path, special_tokens=TOKENS)
     (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
     with pytest.raises(CheckpointError, match="pickle"):
         load_model(tmp_path)
 
 
 def test_an_index_cannot_reach_outside_the_folder(tmp_path: Path) -> None:
-    save_model(toy_model(1), tmp_path, TOKENS)
+    save_model(toy_model(1), tmp_path, special_tokens=TOKENS)
     (tmp_path / "model.safetensors").rename(tmp_path.parent / "outside.safetensors")
     index = {"weight_map": {"model.norm.weight": "../outside.safetensors"}}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
@@ -122,7 +122,7 @@ def test_an_index_cannot_reach_outside_the_folder(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", [b"", b"\xff" * 64, b"\x00" * 8 + b"{}"])
 def test_a_broken_weights_file_is_refused(content: bytes, tmp_path: Path) -> None:
-    save_model(toy_model(1), tmp_path, TOKENS)
+    save_model(toy_model(1), tmp_path, special_tokens=TOKENS)
     (tmp_path / "model.safetensors").write_bytes(content)
     with pytest.raises(CheckpointError):
         load_model(tmp_path)

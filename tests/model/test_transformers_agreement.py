@@ -86,7 +86,7 @@ def test_plain_transformers_loads_the_trunk_we_save(
     qk_norm: bool, tied: bool, horizon: int, tmp_path: Path
 ) -> None:
     model = toy_model(horizon, qk_norm=qk_norm, tie_embeddings=tied)
-    save_model(model, tmp_path, SpecialTokens(None, (0,)))
+    save_model(model, tmp_path, special_tokens=SpecialTokens(None, (0,)))
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
     tokens, _ = stream(2, 40, 1)
     ours = model.next_token_hidden(tokens) @ model.unembedding_VD.T
@@ -99,7 +99,7 @@ def test_transformers_drafts_with_our_heads_and_equals_greedy(
     qk_norm: bool, tmp_path: Path
 ) -> None:
     model = toy_model(4, qk_norm=qk_norm)
-    save_model(model, tmp_path, SpecialTokens(None, ()))
+    save_model(model, tmp_path, special_tokens=SpecialTokens(None, ()))
     plain = Qwen3ForCausalLM if qk_norm else LlamaForCausalLM
 
     class WithHeads(plain):  # type: ignore[valid-type, misc]
@@ -116,7 +116,7 @@ def test_transformers_drafts_with_our_heads_and_equals_greedy(
 
 def test_greedy_decoding_equals_transformers(tmp_path: Path) -> None:
     model = toy_model(1)
-    save_model(model, tmp_path, SpecialTokens(None, ()))
+    save_model(model, tmp_path, special_tokens=SpecialTokens(None, ()))
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
     prompt, _ = stream(1, 5, 1)
     expected = theirs.generate(

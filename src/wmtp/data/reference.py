@@ -74,7 +74,7 @@ def load_reference(directory: Path, device: Device, workspace: Workspace) -> Ref
     Raises:
         CheckpointError: the directory cannot be loaded.
     """
-    return Reference(load_model(directory), device, workspace)
+    return Reference(load_model(directory, trunk_only=True), device, workspace)
 
 
 def score_rows(

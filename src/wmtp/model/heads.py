@@ -27,9 +27,6 @@ from wmtp.model.llama import Block, LlamaShape, LlamaTrunk, RMSNorm, recomputed
 Hidden = Literal["post_norm", "pre_norm"]
 """Which side of the final norm travels from the trunk to the heads, and from head to head."""
 
-HeadStart = Literal["identity", "copy", "copy_zero"]
-"""How new heads begin on a trained trunk, see ``initialize_heads_from_trunk``."""
-
 
 @dataclass(frozen=True)
 class HeadsShape:
@@ -99,7 +96,9 @@ class Depth(nn.Module):
             ``y_k`` and ``n_k``, before and after the last norm, ``[B, S, D]`` each.
         """
         joined_BSE = torch.cat((self.enorm(embedded_BSD), self.hnorm(hidden_BSD)), dim=-1)
-        output_BSD = self.block(self.eh_proj(joined_BSE), rope, mask)
+        # Under autocast the residual stream stays float32, as in the trunk.
+        started_BSD = self.eh_proj(joined_BSE).to(hidden_BSD.dtype)
+        output_BSD = self.block(started_BSD, rope, mask)
         return output_BSD, self.shared_head.norm(output_BSD)
 
 
@@ -154,32 +153,26 @@ class SequentialHeads(nn.Module):
 
 
 @torch.no_grad()
-def initialize_heads_from_trunk(
-    trunk: LlamaTrunk, heads: SequentialHeads, start: HeadStart
-) -> None:
-    """Begin new heads on a trained trunk: last layer copied, joining map ``[0 | I]``.
+def start_heads_on_trunk(trunk: LlamaTrunk, heads: SequentialHeads) -> None:
+    """Let new heads begin as the trunk's own prediction with half its confidence.
 
-    In every variant the last norm of a depth takes the gain ``g`` of the trunk's final norm.
-
-    - ``identity``: the block's output projections are zero and ``hnorm`` undoes the gain that the
-      travelling state carries (1/g for ``post_norm``, 1 for ``pre_norm``), so that every head
-      starts as an exact copy of the trunk's own prediction and learns the difference.
-    - ``copy``: the whole last layer, at unit gains.
-    - ``copy_zero``: the last layer with zero output projections, at unit gains.
+    The blocks are as from scratch, whose output is zero. ``eh_proj = [0 | diag(rms(g) / g)]``
+    undoes the gain ``g`` of the trunk's final norm that the travelling state carries
+    (``pre_norm``: ``[0 | I]``), and the last norm has the gain ``g / 2``: at full confidence in
+    the wrong token the loss starts four nats higher. Copying the trunk's last layer instead, at
+    full confidence, was worse: its activations are made for a much larger residual stream, and
+    the first steps of AdamW multiply the loss. Measured on SmolLM2-135M with a frozen trunk, MBPP,
+    12 steps of 512 tokens, cross-entropy of heads 1-3 at the last: 5.2 5.5 5.7, against 7.8 8.9
+    9.3 for a copy with zeroed outputs that repeats the trunk exactly and 9.7 10.4 9.0 for a full
+    copy.
     """
-    last_layer = trunk.blocks[-1]
     gain_D = trunk.norm.weight
+    width = gain_D.shape[0]
+    undone_D = torch.ones_like(gain_D)
+    if heads.shape.hidden == "post_norm":
+        # where the gain is 0 nothing arrives, and nothing can be undone
+        undone_D = torch.where(gain_D == 0, 0, gain_D.square().mean().sqrt() / gain_D)
     for depth in heads.chain:
-        depth.block.load_state_dict(last_layer.state_dict())
-        if start != "copy":
-            depth.block.self_attn.o_proj.weight.zero_()
-            depth.block.mlp.down_proj.weight.zero_()
-        depth.enorm.weight.fill_(1)
-        depth.hnorm.weight.fill_(1)
-        if start == "identity" and heads.shape.hidden == "post_norm":
-            # Where the gain is 0 nothing arrives, and nothing can be undone.
-            depth.hnorm.weight.copy_(torch.where(gain_D == 0, 0, 1 / gain_D))
-        width = gain_D.shape[0]
         depth.eh_proj.weight.zero_()
-        depth.eh_proj.weight[:, width:].fill_diagonal_(1)
-        depth.shared_head.norm.weight.copy_(gain_D)
+        depth.eh_proj.weight[:, width:].copy_(undone_D.diag())
+        depth.shared_head.norm.weight.copy_(gain_D / 2)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import AliasChoices, BaseModel, Field, ValidationError
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
 from wmtp.errors import CheckpointError
 from wmtp.model.heads import HeadsShape, Hidden
@@ -20,8 +20,10 @@ from wmtp.model.rotary import Llama3Scaling
 CONFIG_NAME = "config.json"
 
 FAMILY_DEFAULTS: dict[str, dict[str, object]] = {
-    "llama": {"max_position_embeddings": 2048},
+    "llama": {"max_position_embeddings": 2048, "bos_token_id": 1, "eos_token_id": 2},
     "mistral": {
+        "bos_token_id": 1,
+        "eos_token_id": 2,
         "num_key_value_heads": 8,
         "max_position_embeddings": 131072,
         "sliding_window": 4096,
@@ -57,6 +59,8 @@ class StoredConfig:
 
 class _Rope(BaseModel):
     """``rope_parameters`` (transformers 5) or ``rope_scaling`` (before)."""
+
+    model_config = ConfigDict(extra="allow")
 
     rope_type: str = Field("default", validation_alias=AliasChoices("rope_type", "type"))
     rope_theta: float | None = None
@@ -219,6 +223,12 @@ def _rope(path: Path, config: _ConfigJson) -> tuple[float, Llama3Scaling | None]
     # The order of precedence is that of transformers 5.
     rope = config.rope_scaling or config.rope_parameters or _Rope()
     theta = rope.rope_theta or config.rope_theta or 10000.0
+    nested = [key for key, value in (rope.model_extra or {}).items() if isinstance(value, dict)]
+    if nested:
+        raise CheckpointError(
+            f"{path}: the rotary parameters differ by layer type ({', '.join(nested)}); the llama "
+            "trunk has one set for all layers."
+        )
     if rope.partial_rotary_factor != 1 or config.partial_rotary_factor != 1:
         raise CheckpointError(f"{path}: partial_rotary_factor is not 1; whole heads are rotated.")
     if rope.rope_type == "default":

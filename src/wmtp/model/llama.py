@@ -133,6 +133,9 @@ class RMSNorm(nn.Module):
 
     def forward(self, x_BSD: Tensor) -> Tensor:
         """Norm over the last dimension."""
+        # Under autocast a matrix product hands over bf16, for which there is no kernel with a
+        # float32 gain; torch would warn and take the slow path.
+        x_BSD = x_BSD.to(self.weight.dtype)
         return F.rms_norm(x_BSD, self.weight.shape, self.weight, self.eps)
 
 
@@ -164,7 +167,7 @@ class Attention(nn.Module):
         value_BSGC = self.v_proj(x_BSD).unflatten(-1, (-1, self.head_dim))
         if self.q_norm is not None and self.k_norm is not None:
             query_BSNC, key_BSGC = self.q_norm(query_BSNC), self.k_norm(key_BSGC)
-        # A norm computes in float32 under autocast; queries and keys must match the values.
+        # A norm gives float32 under autocast; queries and keys must match the values.
         query_BNSC = rotate(query_BSNC.transpose(1, 2), rope).to(value_BSGC.dtype)
         key_BGTC = rotate(key_BSGC.transpose(1, 2), rope).to(value_BSGC.dtype)
         value_BGTC = value_BSGC.transpose(1, 2)

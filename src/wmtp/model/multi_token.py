@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from wmtp.model.heads import HeadsShape, SequentialHeads
 from wmtp.model.kv_cache import KVCache
-from wmtp.model.llama import Block, LlamaShape, LlamaTrunk
+from wmtp.model.llama import LlamaShape, LlamaTrunk
 
 INIT_STD = 0.02
 
@@ -134,12 +134,6 @@ class MultiTokenModel(nn.Module):
         self.trunk.requires_grad_(False)
         for block in self.trunk.blocks:
             block.dropout = 0.0
-
-    def set_dropout(self, probability: float) -> None:
-        """Set the dropout of every block; a model directory does not record it."""
-        for module in self.modules():
-            if isinstance(module, Block):
-                module.dropout = probability
 
     def set_gradient_checkpointing(self, enabled: bool) -> None:
         """Trade a second forward of each block for the memory of its insides."""

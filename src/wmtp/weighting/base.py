@@ -79,7 +79,9 @@ class Weighting(BaseModel, ABC):
     the valid targets of each row (``mean_one``), no device, file or logger touched.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=()
+    )
 
     scope: ClassVar[Scope]
     needs: ClassVar[frozenset[Need]] = frozenset()
