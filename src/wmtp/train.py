@@ -142,7 +142,8 @@ def train(job: Job, folder: RunFolder, console: Console, checkpoint: Path | None
             trackers.status = "KILLED"
 
     if stop.requested and progress.step < job.max_steps:
-        console.line(f"stopped by {stop.signal_name} after step {progress.step}; go on: --resume")
+        how = "go on with --resume" if progress.step else "nothing was learned yet"
+        console.line(f"stopped by {stop.signal_name} after step {progress.step}; {how}")
         return stop.exit_code
     if progress.stopped_early:
         console.line(f"stopped early after step {progress.step}: no gain for a while")

@@ -85,8 +85,8 @@ def test_heads_learn_on_mbpp_with_skipped_targets(smollm2: Path, world: World) -
             },
         },
         "weighting": {"algorithm": "rho1-wmtp", "mode": "token_skip"},
-        "train": {"max_steps": 6, "eval_interval": 6, "freeze": "trunk"},
-        "optim": {"lr": 3e-5, "scheduler": "constant"},
+        "train": {"max_steps": 4, "eval_interval": 4, "freeze": "trunk"},
+        "optim": {"lr": 1e-4, "scheduler": "constant"},
     }
     world.config["paths"]["models"] = {"base": str(smollm2), "ref": str(smollm2)}
     world.config["paths"]["checkpoints"] |= {"save_interval": 1000, "save_final": False}
