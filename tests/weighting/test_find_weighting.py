@@ -46,6 +46,16 @@ def test_an_unusable_file_is_named(tmp_path: Path, text: str, message: str) -> N
         find_weighting(str(tmp_path / "mine.py"))
 
 
+@pytest.mark.parametrize(
+    "body", ["    scope = 'known'\n", "    def weights(self, signals):\n        return None\n"]
+)
+def test_a_class_that_lacks_scope_or_weights_is_refused(tmp_path: Path, body: str) -> None:
+    text = f"from wmtp.weighting import Weighting\nclass Mine(Weighting):\n{body}"
+    (tmp_path / "mine.py").write_text(text)
+    with pytest.raises(ConfigError, match=r"Mine must have a scope .* and a method weights"):
+        find_weighting(str(tmp_path / "mine.py"))
+
+
 def test_an_unknown_algorithm_names_the_known_ones() -> None:
     with pytest.raises(
         ConfigError, match=r"no such algorithm\. Use baseline-mtp, column, rho1-wmtp"

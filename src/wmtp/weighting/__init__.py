@@ -2,8 +2,10 @@
 
 import hashlib
 import importlib.util
+import inspect
 import sys
 from pathlib import Path
+from typing import get_args
 
 from wmtp.errors import ConfigError
 from wmtp.loss import Scope
@@ -81,4 +83,9 @@ def _load_file(name: str, folder: Path | None) -> type[Weighting]:
     if len(found) != 1:
         names = ", ".join(value.__name__ for value in found) or "none"
         raise ConfigError(f"{path} must define exactly one subclass of Weighting; found {names}.")
+    if inspect.isabstract(found[0]) or "scope" not in dir(found[0]):
+        raise ConfigError(
+            f"{path}: {found[0].__name__} must have a scope ({', '.join(get_args(Scope))}) and a "
+            "method weights(signals)."
+        )
     return found[0]
