@@ -120,6 +120,7 @@ def train(
     with the same version of torch; across devices, versions or compile on/off it is not promised.
     """
     settings = _settings(config, recipe, profile, override, run_name, tags)
+    from wmtp.config import changes_since
     from wmtp.dry_run import make_plan
     from wmtp.job import assembled
     from wmtp.runtime.checkpoint import remove_leftovers
@@ -139,6 +140,9 @@ def train(
     with hold_run_lock(folder.lock_file, name), Console(folder.log_file) as console:
         remove_leftovers(folder.checkpoints)
         checkpoint = _checkpoint(resume, folder.checkpoints, console.warning) if resume else None
+        if checkpoint is not None:
+            for line in changes_since(folder.settings_file, settings):
+                console.warning(line)
         console.line(f"run folder {folder.root}")
         with assembled(settings, console.line, checkpoint) as job:
             code = run_training(job, folder, console, checkpoint)
@@ -340,8 +344,8 @@ def score(
 ) -> None:
     """Run the reference model over a recipe's training data once, and keep its scores."""
     settings = _settings(config, recipe, profile, override)
-    from wmtp.job import score_training_data
     from wmtp.runtime.console import Console
+    from wmtp.score import score_training_data
 
     with Console() as console:
         console.result(score_training_data(settings, console))

@@ -389,6 +389,40 @@ def load_settings(
     return Settings(config=checked_config, recipe=checked_recipe, algorithm=algorithm)
 
 
+FIXED_AT_START = ("recipe.model.", "recipe.data.tokenizer", "config.devices.seed")
+"""What a resumed run cannot change: its checkpoint was made with it."""
+
+
+def changes_since(run_file: Path, settings: Settings) -> list[str]:
+    """Lines on what a resumed run does otherwise than it began; run.yaml says how it began.
+
+    Raises:
+        ConfigError: a key has changed that the checkpoint depends on.
+    """
+    before = _flat(read_yaml_file(str(run_file)).values)
+    lines = []
+    for key, now in _flat(settings.as_dict()).items():
+        if key not in before or before[key] == now:
+            continue
+        if key.startswith(FIXED_AT_START):
+            raise ConfigError(
+                f"{key} is {now!r}, but the run began with {before[key]!r}. "
+                "Put it back, or start anew with another --run-name."
+            )
+        lines.append(f"{key} is now {now!r}; the run began with {before[key]!r}")
+    return lines
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
 def _read(path: str | None, what: str) -> tuple[Document, list[str]]:
     if path is None:
         return Document(origins={(): f"--{what}"}), []

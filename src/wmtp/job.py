@@ -15,10 +15,10 @@ from wmtp import __version__
 from wmtp.config import Recipe, Settings, SourceSpec
 from wmtp.data.batches import Batch, evaluation_batches
 from wmtp.data.loading import load_batches
-from wmtp.data.prepare import prepare_cached
-from wmtp.data.reference import Reference, fingerprint_model, load_reference, score_rows
+from wmtp.data.prepare import cache_key, prepare_cached
+from wmtp.data.reference import Reference, fingerprint_model, load_reference
 from wmtp.data.rows import Rows
-from wmtp.data.scores import cached_scores, score_key, scoring_rows, write_scores
+from wmtp.data.scores import cached_scores, score_key
 from wmtp.data.shards import Shards, is_shards
 from wmtp.data.sources import Source
 from wmtp.data.tokenizer import TextTokenizer
@@ -29,10 +29,12 @@ from wmtp.model.hf_config import read_config
 from wmtp.model.hf_layout import load_model
 from wmtp.model.llama import LlamaShape
 from wmtp.model.multi_token import MultiTokenModel, build_model
-from wmtp.runtime.console import Console
 from wmtp.runtime.device import Device, choose_device
 
 Report = Callable[[str], None]
+
+KEYS_WITH_A_BASE = frozenset({"kind", "heads", "dropout"})
+"""Keys of the recipe's model section that a pretrained start leaves open."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,8 @@ def assembled(
     tokenizer = open_tokenizer(settings)
     workspace = open_workspace(settings, device)
     with tempfile.TemporaryDirectory() as temporary:
-        cache = shard_cache(settings) if keep_shards else Path(temporary)
+        kept = keep_shards or is_prepared(settings, tokenizer)
+        cache = shard_cache(settings) if kept else Path(temporary)
         train_rows, reference = open_training_data(
             settings, tokenizer, cache, device, workspace, report
         )
@@ -200,7 +203,12 @@ def check_start(settings: Settings) -> None:
         "num_heads": model.num_heads,
     }
     missing = [name for name, value in sizes.items() if value is None]
-    given = [name for name, value in sizes.items() if value is not None]
+    default = type(model)()
+    given = [
+        name
+        for name in type(model).model_fields
+        if name not in KEYS_WITH_A_BASE and getattr(model, name) != getattr(default, name)
+    ]
     if models.base is None and missing:
         raise ConfigError(
             f"nothing to train: set paths.models.base to a model directory, or for a model from "
@@ -208,7 +216,7 @@ def check_start(settings: Settings) -> None:
         )
     if models.base is not None and given:
         raise ConfigError(
-            f"both a start and sizes are given: paths.models.base is '{models.base}', and the "
+            f"both a start and a shape are given: paths.models.base is '{models.base}', and the "
             f"recipe has {', '.join(f'model.{name}' for name in given)}. Remove one of them."
         )
 
@@ -260,6 +268,18 @@ def as_source(settings: Settings, spec: SourceSpec) -> Source:
 def shard_cache(settings: Settings) -> Path:
     """Where tokenized data is kept between runs."""
     return Path(settings.config.paths.checkpoints.base_path) / ".cache"
+
+
+def is_prepared(settings: Settings, tokenizer: TextTokenizer) -> bool:
+    """Whether training and evaluation data are tokenized already, so that nothing is written."""
+    data = settings.recipe.data
+    parts = [part.sources for part in (data.train, data.eval) if part.sources]
+    folders = [
+        shard_cache(settings) / cache_key(tuple(as_source(settings, s) for s in part), tokenizer)
+        for part in parts
+        if not is_shards(Path(as_source(settings, part[0]).path))
+    ]
+    return all(is_shards(folder) for folder in folders)
 
 
 def open_training_data(
@@ -346,7 +366,8 @@ def check_reference(directory: Path, tokenizer: TextTokenizer, settings: Setting
 def reference_key(settings: Settings, shards: Shards, directory: Path) -> str:
     """Name of the cached scores of this reference for this data, cut to rows in this way."""
     train = settings.recipe.data.train
-    return score_key(shards, fingerprint_model(directory), train.max_length, train.pack_sequences)
+    model = f"{fingerprint_model(directory)} {settings.config.devices.mixed_precision}"
+    return score_key(shards, model, train.max_length, train.pack_sequences)
 
 
 def open_model(
@@ -412,41 +433,4 @@ def trunk_shape(recipe: Recipe, vocab_size: int) -> LlamaShape:
         tie_embeddings=model.tie_embeddings,
         qk_norm=model.qk_norm,
         dropout=model.dropout,
-    )
-
-
-def score_training_data(settings: Settings, console: Console) -> str:
-    """Run the reference model once over a recipe's training data and keep its scores.
-
-    Args:
-        settings: their ``paths.models.ref`` is the reference.
-        console: what the user sees.
-
-    Returns:
-        One line that says where the scores are.
-
-    Raises:
-        ConfigError: there is no reference model.
-    """
-    config, train = settings.config, settings.recipe.data.train
-    if config.paths.models.ref is None:
-        raise ConfigError("paths.models.ref is empty: set it to the reference model's directory.")
-    device = choose_device(config.devices.compute_backend, config.devices.mixed_precision)
-    check_start(settings)
-    tokenizer = open_tokenizer(settings)
-    directory = Path(config.paths.models.ref)
-    check_reference(directory, tokenizer, settings)
-    sources = tuple(as_source(settings, spec) for spec in train.sources)
-    shards = prepare_cached(sources, tokenizer, shard_cache(settings), console.line)
-    key = reference_key(settings, shards, directory)
-    column = cached_scores(shards, key)
-    if column is None:
-        reference = load_reference(directory, device, open_workspace(settings, device))
-        rows = scoring_rows(shards, train.max_length, train.pack_sequences)
-        with console.progress(0, len(rows), "row") as bar:
-            chunks = score_rows(reference, rows, train.batch_size, bar.advance)
-            column = write_scores(rows, key, chunks)
-    return (
-        f"{column.folder / column.file}: {len(column.values):,} scores of {directory}, "
-        f"mean {float(column.values.mean(dtype='float64')):.4f} nats"
     )

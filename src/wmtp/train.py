@@ -119,6 +119,7 @@ def train(job: Job, folder: RunFolder, console: Console, checkpoint: Path | None
                     "tokens_seen": progress.tokens_seen,
                     **window.close(),
                 }
+                row |= utilization(job, row["tokens_per_second"])
                 metrics.write({"step": progress.step, **row})
                 trackers.wake()
                 bar.update(progress.step, row)
@@ -142,8 +143,9 @@ def train(job: Job, folder: RunFolder, console: Console, checkpoint: Path | None
             trackers.status = "KILLED"
 
     if stop.requested and progress.step < job.max_steps:
-        how = "go on with --resume" if progress.step else "nothing was learned yet"
-        console.line(f"stopped by {stop.signal_name} after step {progress.step}; {how}")
+        console.line(
+            f"stopped by {stop.signal_name} after step {progress.step}; go on with --resume"
+        )
         return stop.exit_code
     if progress.stopped_early:
         console.line(f"stopped early after step {progress.step}: no gain for a while")
@@ -225,6 +227,15 @@ def learn(job: Job, batch: Batch, valid_count: float, loss_scale: float) -> Loss
     )
     output.loss.backward()  # type: ignore[no-untyped-call]
     return output
+
+
+def utilization(job: Job, tokens_per_second: float) -> dict[str, float]:
+    """``mfu``, the share of the chip's peak that training uses; nothing where none is known."""
+    peak = job.device.peak_flops()
+    if peak is None:
+        return {}
+    length = job.settings.recipe.data.train.max_length
+    return {"mfu": tokens_per_second * job.model.training_flops_per_token(length) / peak}
 
 
 def gradient_of(parameter: nn.Parameter) -> Tensor | None:

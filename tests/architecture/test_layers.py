@@ -15,7 +15,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [
     {"__main__"},
     {"cli"},
-    {"evaluate", "dry_run"},
+    {"evaluate", "dry_run", "score"},
     {"train"},
     {"state", "job"},
     {"config"},

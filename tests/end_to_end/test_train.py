@@ -359,3 +359,37 @@ def test_text_suite_on_shards_says_that_they_keep_no_text(world: World, referenc
     world.run("data", "prepare", "--source", text, "--tokenizer", tokenizer, "--out", shards)
     with pytest.raises(DataError, match="keeps no text"):
         world.run("evaluate", "--model", reference, "--data", shards)
+
+
+def test_a_resumed_run_cannot_change_what_its_checkpoint_was_made_with(world: World) -> None:
+    world.train("run", "--set", "train.max_steps=4")
+    with pytest.raises(ConfigError, match=r"recipe.model.hidden_size is 64, but the run began"):
+        world.train("run", "--resume", "--set", "model.hidden_size=64")
+
+
+def test_a_resumed_run_says_what_else_has_changed(
+    world: World, capfd: pytest.CaptureFixture[str]
+) -> None:
+    world.train("run", "--set", "train.max_steps=4")
+    world.train("run", "--resume")
+    assert "recipe.train.max_steps is now 8; the run began with 4" in capfd.readouterr().err
+
+
+def test_a_shape_beside_a_pretrained_start_is_refused(world: World, reference: str) -> None:
+    world.recipe["model"] = {"heads": {"horizon": 3}, "rope_theta": 500.0}
+    world.config["paths"]["models"] = {"base": reference}
+    with pytest.raises(ConfigError, match=r"model\.rope_theta\. Remove one"):
+        world.train("run")
+
+
+def test_the_dry_run_sees_cached_scores(
+    world: World, reference: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    world.recipe["weighting"] = {"algorithm": "rho1-wmtp"}
+    world.config["paths"]["models"] = {"ref": reference}
+    world.train("planned", "--dry-run")
+    assert "computed at each step" in capsys.readouterr().out
+    files = ["--config", str(world.folder / "config.yaml"), "--recipe"]
+    world.run("data", "score", *files, str(world.folder / "recipe.yaml"))
+    world.train("planned", "--dry-run")
+    assert "cached, or not needed" in capsys.readouterr().out

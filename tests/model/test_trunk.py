@@ -105,3 +105,15 @@ def test_compiling_keeps_the_names_of_parameters() -> None:
     names = list(model.state_dict())
     model.compile_trunk()
     assert list(model.state_dict()) == names
+
+
+def test_training_flops_are_six_per_parameter_in_a_product_and_attention() -> None:
+    """Toy trunk: N = 4, C = 8, two blocks and two heads' blocks, H = 3, V D = 64 * 32."""
+    model = toy_model(3)
+    products = sum(
+        module.weight.numel()
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and "lm_head" not in name
+    )
+    expected = 6 * (products + 3 * 64 * 32 + 4 * 10 * 4 * 8)
+    assert model.training_flops_per_token(10) == pytest.approx(expected, rel=0.03)  # norms' gains

@@ -124,6 +124,23 @@ class MultiTokenModel(nn.Module):
         """Build an empty cache for the trunk, for ``max_seq_length`` positions unless told."""
         return KVCache(self.trunk_shape.num_layers, capacity or self.trunk_shape.max_seq_length)
 
+    def training_flops_per_token(self, positions: int) -> float:
+        """Floating-point operations of forward and backward per position of a row.
+
+        Six for each parameter that takes part in a product, the unembedding once per head, and
+        ``6 * positions * N * C`` for the causal attention of each block.
+
+        Source:
+            Chowdhery et al. 2022 (arXiv:2204.02311), appendix B, with half the attention.
+        """
+        shape = self.trunk_shape
+        blocks = shape.num_layers + self.horizon - 1
+        unembedding = self.unembedding_VD.numel()
+        tables = unembedding if shape.tie_embeddings else 2 * unembedding
+        products = self.num_parameters - tables + self.horizon * unembedding
+        attention = blocks * positions * shape.num_heads * shape.head_dim
+        return 6.0 * (products + attention)
+
     def freeze_trunk(self) -> None:
         """Train the heads alone: the trunk, embedding and unembedding included, stays as it is.
 
