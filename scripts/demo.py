@@ -31,7 +31,7 @@ def main() -> None:
     steps = parser.parse_args().steps
     for old in (TOKENIZER, RUNS / BASELINE, RUNS / RHO1):
         shutil.rmtree(old, ignore_errors=True)
-    length = ["--set", f"train.max_steps={steps}", "--set", f"train.eval_interval={steps // 3}"]
+    length = ["--set", f"train.max_steps={steps}", "--set", f"train.eval_interval={steps // 2}"]
 
     say("1. A tokenizer, trained on the standard library's own sources")
     wmtp("tokenizer", "train", "--source", "python-stdlib", "--split", "train",

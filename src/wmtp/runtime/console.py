@@ -185,8 +185,7 @@ class ProgressBar:
 
     def report(self, done: int, figures: Figures) -> None:
         """Show figures that deserve a line of their own everywhere, such as an evaluation's."""
-        shown = "  ".join(f"{name} {_number(value)}" for name, value in figures.items())
-        self._console.line(f"{self._unit} {done}/{self._total}  {shown}")
+        self._console.line(f"{self._unit} {done}/{self._total}  {grouped_text(figures)}")
 
     def close(self) -> None:
         """Leave the bar as it stands and give the terminal back."""
@@ -231,6 +230,19 @@ class ProgressBar:
         task = self._bar.task_ids[0]
         self._bar.update(task, completed=self._done, description=text)
         self._bar.refresh()
+
+
+def grouped_text(figures: Figures) -> str:
+    """Figures in one line, those of the heads behind one name.
+
+    Example:
+        >>> grouped_text({"eval/loss": 2.5, "eval/ce/head_0": 2.0, "eval/ce/head_1": 3.25})
+        'eval/loss 2.5  eval/ce 2 3.25'
+    """
+    groups: dict[str, list[str]] = {}
+    for name, value in figures.items():
+        groups.setdefault(name.partition("/head_")[0], []).append(_number(value))
+    return "  ".join(f"{name} {' '.join(values)}" for name, values in groups.items())
 
 
 def progress_text(
