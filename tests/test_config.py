@@ -6,7 +6,8 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from wmtp.config import Config, Recipe, Settings, load_settings, section_of
+from wmtp.config import Config, Recipe, Settings, section_of
+from wmtp.config_check import load_settings
 from wmtp.errors import ConfigError
 from wmtp.weighting import Rho1
 

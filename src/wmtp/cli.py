@@ -120,7 +120,7 @@ def train(
     with the same version of torch; across devices, versions or compile on/off it is not promised.
     """
     settings = _settings(config, recipe, profile, override, run_name, tags)
-    from wmtp.config import changes_since
+    from wmtp.config_check import changes_since
     from wmtp.dry_run import make_plan
     from wmtp.job import assembled
     from wmtp.runtime.checkpoint import remove_leftovers
@@ -172,7 +172,7 @@ def _settings(
         mps_low_watermark=mps.get("low_watermark"),
     )
 
-    from wmtp.config import load_settings
+    from wmtp.config_check import load_settings
 
     overrides = list(override or [])
     if run_name is not None:

@@ -1,14 +1,12 @@
-"""What was asked for, checked: the config is the machine, the recipe is the experiment.
+"""What may be asked for: the config is the machine, the recipe is the experiment.
 
-Every section refuses unknown keys, every number has bounds, and all errors of all files are told
-at once, with file, line, key and what would be allowed, before any weight is loaded.
+Every section refuses unknown keys and every number has bounds. ``config_check.load_settings``
+reads files into these sections.
 """
 
-import difflib
 import types
 import typing
-from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -16,17 +14,10 @@ from pydantic import (
     ConfigDict,
     Field,
     InstanceOf,
-    ValidationError,
     model_validator,
 )
-from pydantic_core import ErrorDetails
 
-from wmtp.config_files import Document, Key, read_yaml_file
-from wmtp.errors import ConfigError
-from wmtp.weighting import Weighting, find_weighting
-from wmtp.weighting.baseline import Baseline
-
-M = TypeVar("M", bound=BaseModel)
+from wmtp.weighting import Weighting
 
 
 class Section(BaseModel):
@@ -340,194 +331,6 @@ class Settings(Section):
         return {"config": self.config.model_dump(mode="json"), "recipe": recipe}
 
 
-# reading ------------------------------------------------------------------------------------------
-
-FORMER_KEYS: dict[Key, str] = {
-    ("rho1",): "weighting (algorithm: rho1-wmtp)",
-    ("critic",): "weighting (algorithm: critic-wmtp)",
-    ("optimizer",): "optim",
-    ("train", "algo"): "weighting.algorithm",
-    ("algo",): "weighting.algorithm",
-}
-
-
-def load_settings(
-    config_path: str | None,
-    recipe_path: str,
-    *,
-    profiles: tuple[str, ...] = (),
-    overrides: tuple[str, ...] = (),
-) -> Settings:
-    """Read and check both files; later profiles and overrides win.
-
-    Args:
-        config_path: YAML file of the machine; None takes the defaults.
-        recipe_path: YAML file of the experiment.
-        profiles: partial configs laid over the config.
-        overrides: ``recipe.optim.lr=3e-4``; the leading ``config.`` or ``recipe.`` may be left out.
-
-    Raises:
-        ConfigError: anything is wrong; the message has one line per fault.
-    """
-    config, faults = _read(config_path, "config")
-    for profile in profiles:
-        over, more = _read(profile, "profile")
-        faults += more
-        config.lay_over(over)
-    recipe, more = _read(recipe_path, "recipe")
-    faults += more
-    for text in overrides:
-        _override(config, recipe, text, faults)
-    faults += config.errors + recipe.errors
-
-    checked_config = _check(Config, config, faults)
-    algorithm, weighting = _check_weighting(recipe, Path(recipe_path).parent, faults)
-    recipe.values["weighting"] = weighting
-    checked_recipe = _check(Recipe, recipe, faults)
-    if faults or checked_config is None or checked_recipe is None:
-        raise ConfigError("\n".join(dict.fromkeys(faults)))
-    return Settings(config=checked_config, recipe=checked_recipe, algorithm=algorithm)
-
-
-FIXED_AT_START = ("recipe.model.", "recipe.data.tokenizer", "config.devices.seed")
-"""What a resumed run cannot change: its checkpoint was made with it."""
-
-
-def changes_since(run_file: Path, settings: Settings) -> list[str]:
-    """Lines on what a resumed run does otherwise than it began; run.yaml says how it began.
-
-    Raises:
-        ConfigError: a key has changed that the checkpoint depends on.
-    """
-    before = _flat(read_yaml_file(str(run_file)).values)
-    lines = []
-    for key, now in _flat(settings.as_dict()).items():
-        if key not in before or before[key] == now:
-            continue
-        if key.startswith(FIXED_AT_START):
-            raise ConfigError(
-                f"{key} is {now!r}, but the run began with {before[key]!r}. "
-                "Put it back, or start anew with another --run-name."
-            )
-        lines.append(f"{key} is now {now!r}; the run began with {before[key]!r}")
-    return lines
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
-
-
-def _read(path: str | None, what: str) -> tuple[Document, list[str]]:
-    if path is None:
-        return Document(origins={(): f"--{what}"}), []
-    try:
-        return read_yaml_file(path), []
-    except ConfigError as error:  # told together with the other file's faults
-        return Document(origins={(): path}, readable=False), [str(error)]
-
-
-def _override(config: Document, recipe: Document, text: str, faults: list[str]) -> None:
-    name, equals, value = text.partition("=")
-    key = name.strip().split(".")
-    if not equals or not all(key):
-        faults.append(f"--set {text}: write it as section.key=value.")
-        return
-    if key[0] in ("config", "recipe") and len(key) > 1:
-        document, key = (config if key[0] == "config" else recipe), key[1:]
-    elif key[0] in Config.model_fields:
-        document = config
-    elif key[0] in Recipe.model_fields:
-        document = recipe
-    else:
-        known = [*Config.model_fields, *Recipe.model_fields]
-        faults.append(f"--set {text}: no section {key[0]!r}.{_nearest(key[0], known)}")
-        return
-    document.set(key, value, f"--set {text}")
-
-
-def _check_weighting(recipe: Document, folder: Path, faults: list[str]) -> tuple[str, Weighting]:
-    fields = recipe.values.get("weighting")
-    origin = recipe.origin(("weighting",))
-    if not isinstance(fields, dict) or not isinstance(fields.get("algorithm"), str):
-        if recipe.readable and not recipe.errors:
-            faults.append(
-                f"{origin}: weighting.algorithm is missing. Use for instance baseline-mtp."
-            )
-        return "baseline-mtp", Baseline()
-    algorithm: str = fields["algorithm"]
-    try:
-        kind = find_weighting(algorithm, folder)
-    except ConfigError as error:
-        faults.append(f"{recipe.origin(('weighting', 'algorithm'))}: {error}")
-        return algorithm, Baseline()
-    inner = Document(
-        values={key: value for key, value in fields.items() if key != "algorithm"},
-        origins={
-            key[1:]: place for key, place in recipe.origins.items() if key[:1] == ("weighting",)
-        },
-    )
-    return algorithm, _check(kind, inner, faults, prefix=("weighting",)) or Baseline()
-
-
-def _check(model: type[M], document: Document, faults: list[str], prefix: Key = ()) -> M | None:
-    if not document.readable:
-        return None
-    try:
-        return model.model_validate(document.values)
-    except ValidationError as error:
-        for detail in error.errors(include_url=False):
-            faults.append(_fault(model, document, detail, prefix))
-        return None
-
-
-def _fault(model: type[BaseModel], document: Document, detail: ErrorDetails, prefix: Key) -> str:
-    """One line: where, which key, what was found, what is allowed."""
-    key: Key = detail["loc"]
-    dotted = ".".join(str(part) for part in (*prefix, *key))
-    origin = document.origin(key)
-    found = detail["input"]
-    kind = detail["type"]
-    allowed = detail.get("ctx", {})
-    if kind == "extra_forbidden":
-        former = FORMER_KEYS.get((*prefix, *key))
-        if former:
-            return f"{origin}: {dotted} is now called {former}."
-        siblings = _keys_of(model, key[:-1])
-        return f"{origin}: {dotted}: no such key.{_nearest(str(key[-1]), siblings)}"
-    if kind == "missing":
-        return f"{origin}: {dotted} is missing."
-    if kind == "literal_error":
-        options = str(allowed["expected"]).replace("'", "").replace(" or ", ", ").split(", ")
-        return f"{origin}: {dotted} is {found!r}.{_nearest(str(found), options)}"
-    if kind in ("model_type", "dict_type", "model_attributes_type"):
-        return f"{origin}: {dotted} is {found!r}, but a section with keys is expected."
-    if kind == "value_error":
-        return f"{origin}: {dotted + ': ' if dotted else ''}{allowed['error']}."
-    if kind in ("too_short", "too_long"):
-        bound = f"at least {allowed.get('min_length')}" if kind == "too_short" else "fewer"
-        return f"{origin}: {dotted} has {allowed['actual_length']} usable values; {bound} needed."
-    if kind == "tuple_type":
-        return f"{origin}: {dotted} is {found!r}, but a list is expected, as in [{found}]."
-    message = detail["msg"].removeprefix("Input ").removeprefix("String ")
-    shown = list(found) if isinstance(found, tuple) else found
-    return f"{origin}: {dotted} is {shown!r}: it {message}."
-
-
-def _keys_of(model: type[BaseModel], path: Key) -> list[str]:
-    """The keys of the section at a path, for naming the nearest one."""
-    section: type[BaseModel] | None = model
-    for part in path:
-        if isinstance(part, str) and section is not None:
-            section = section_of(section.model_fields[part].annotation)
-    return list(section.model_fields) if section is not None else []
-
-
 def section_of(annotation: Any) -> type[BaseModel] | None:
     """The section class inside ``X``, ``X | None`` or ``tuple[X, ...]``, None if there is none."""
     while not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
@@ -538,9 +341,3 @@ def section_of(annotation: Any) -> type[BaseModel] | None:
             return None
         annotation = inner[0]
     return annotation
-
-
-def _nearest(word: str, options: list[str]) -> str:
-    close = difflib.get_close_matches(word, options, n=1, cutoff=0.6)
-    hint = f" Did you mean {close[0]}?" if close else ""
-    return f"{hint} Allowed: {', '.join(options)}." if options else hint

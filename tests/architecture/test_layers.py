@@ -17,7 +17,7 @@ LAYERS = [
     {"cli"},
     {"evaluate", "dry_run", "score"},
     {"train"},
-    {"state", "job"},
+    {"state", "job", "config_check"},
     {"config"},
     {"config_files"},
     {"evaluation"},

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from wmtp.config import load_settings
+from wmtp.config_check import load_settings
 from wmtp.weighting import ALGORITHMS
 
 ROOT = Path(__file__).parents[2]
