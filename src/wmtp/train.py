@@ -36,6 +36,9 @@ from wmtp.state import (
 )
 from wmtp.weighting import Signals, weigh_chunk
 
+SMALLEST_LOSS_SCALE = 2.0**-20
+"""fp16's loss scale starts at 2^16 and halves at each bad step; no good one needs it this low."""
+
 
 def train(job: Job, folder: RunFolder, console: Console, checkpoint: Path | None = None) -> int:
     """Train until the recipe's end, an early stop or a signal.
@@ -285,11 +288,17 @@ def hold_back_if_not_finite(moving: Moving, norm: Tensor) -> None:
 
 
 def raise_if_diverged(moving: Moving, folder: RunFolder) -> None:
-    """Read the flag of ``hold_back_if_not_finite``.
+    """Read the flag of ``hold_back_if_not_finite``, or the scale that fp16 has come down to.
 
     Raises:
         DivergedError: names the first bad step and where to go on from.
     """
+    if moving.scaler.is_enabled() and moving.scaler.get_scale() < SMALLEST_LOSS_SCALE:
+        raise DivergedError(
+            f"no gradient was finite for many steps up to step {moving.progress.step}, whatever "
+            f"the fp16 loss scale; no parameter took them. The last good checkpoint is in "
+            f"{folder.checkpoints}. Lower optim.lr, or set devices.mixed_precision: bf16."
+        )
     first_bad = moving.first_bad_step.item()
     if math.isfinite(first_bad):
         raise DivergedError(
