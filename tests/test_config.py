@@ -130,7 +130,7 @@ def test_the_nearest_key_is_named(tmp_path: Path) -> None:
         (("weighting", "mode"), "skip", "weighting.mode is 'skip'"),
         (("weighting", "max_weight"), 0.5, "it should be greater than or equal to 1"),
         (("weighting",), {}, "weighting.algorithm is missing"),
-        (("run", "name"), "../up", "run.name is '../up'"),
+        (("run", "name"), "../up", "run.name is '../up'. Use letters, digits"),
     ],
 )
 def test_a_wrong_value_in_the_recipe_says_what_is_allowed(

@@ -15,6 +15,11 @@ from wmtp.weighting.baseline import Baseline
 
 M = TypeVar("M", bound=BaseModel)
 
+PATTERNS_IN_WORDS: dict[Key, str] = {
+    ("run", "name"): "Use letters, digits and . _ -, beginning with a letter or digit.",
+    ("train", "early_stopping", "monitor"): "Use eval/loss, or eval/ce/head_0 and so on.",
+}
+
 FORMER_KEYS: dict[Key, str] = {
     ("rho1",): "weighting (algorithm: rho1-wmtp)",
     ("critic",): "weighting (algorithm: critic-wmtp)",
@@ -187,6 +192,8 @@ def _fault(model: type[BaseModel], document: Document, detail: ErrorDetails, pre
         return f"{origin}: {dotted} has {allowed['actual_length']} usable values; {bound} needed."
     if kind == "tuple_type":
         return f"{origin}: {dotted} is {found!r}, but a list is expected, as in [{found}]."
+    if kind == "string_pattern_mismatch":
+        return f"{origin}: {dotted} is {found!r}. {PATTERNS_IN_WORDS[(*prefix, *key)]}"
     message = detail["msg"].removeprefix("Input ").removeprefix("String ")
     shown = list(found) if isinstance(found, tuple) else found
     return f"{origin}: {dotted} is {shown!r}: it {message}."
