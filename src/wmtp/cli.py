@@ -122,7 +122,7 @@ def train(
     settings = _settings(config, recipe, profile, override, run_name, tags)
     from wmtp.config_check import changes_since
     from wmtp.dry_run import make_plan
-    from wmtp.job import assembled
+    from wmtp.job import assembled, check_start
     from wmtp.runtime.checkpoint import remove_leftovers
     from wmtp.runtime.console import Console
     from wmtp.runtime.lock import hold_run_lock
@@ -134,6 +134,7 @@ def train(
             for line in make_plan(job).lines():
                 console.result(line)
         return
+    check_start(settings)  # before a run folder is made
     base_path = Path(settings.config.paths.checkpoints.base_path)
     name = settings.recipe.run.name
     folder = (open_run_folder if resume else create_run_folder)(base_path, name)

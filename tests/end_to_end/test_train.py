@@ -220,6 +220,13 @@ def test_frozen_trunk_stays_as_it_is_while_heads_learn(world: World, reference: 
     assert all(name.startswith(("model.layers.2.", "model.layers.3.")) for name in moved)
 
 
+def test_a_start_that_cannot_be_leaves_no_run_folder(world: World) -> None:
+    world.config["paths"]["models"] = {"base": str(world.folder / "gone")}
+    with pytest.raises(ConfigError, match="no model directory"):
+        world.train("run")
+    assert not (world.runs / "run").exists()
+
+
 def test_a_second_run_of_that_name_is_refused(world: World) -> None:
     world.train("run")
     with pytest.raises(ConfigError, match="already exists"):
