@@ -27,7 +27,7 @@ from wmtp.loss import Workspace
 from wmtp.model.heads import HeadsShape
 from wmtp.model.hf_config import read_config
 from wmtp.model.hf_layout import load_model
-from wmtp.model.llama import LlamaShape
+from wmtp.model.llama_shape import LlamaShape
 from wmtp.model.multi_token import MultiTokenModel, build_model
 from wmtp.runtime.device import Device, choose_device
 

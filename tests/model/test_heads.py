@@ -46,8 +46,10 @@ def test_the_chain_equals_a_plain_reading_of_the_format(hidden: str) -> None:
     tokens, targets = stream(1, 9, 3)
     found = model(tokens, targets)
     x = torch.cat((tokens, targets[:, -1, :2]), 1)[0]
-    rope, mask = model.trunk.rope.positions(0, 9, x.device), None
-    pre, post = model.trunk(model.trunk.embed_tokens(tokens), rope, mask)
+    places = model.trunk.positions(9, None, cached=0)
+    rope, mask = places.rope, None
+    states = model.trunk(model.trunk.embed_tokens(tokens), places)
+    post, pre = states.post_norm, states.pre_norm
     travelling = post if hidden == "post_norm" else pre
     for k, depth in enumerate(model.heads.depths, start=1):
         rows = []

@@ -19,7 +19,7 @@ def test_rotations_stay_float32_in_a_half_precision_model() -> None:
     model = toy_model(1).bfloat16()
     tokens_BS, _ = stream(1, 8, 1)
     assert model.next_token_hidden(tokens_BS).dtype == torch.bfloat16
-    (cos, _), _ = model.trunk.positions(8, None, 0)
+    cos, _ = model.trunk.positions(8, None, 0).rope
     assert cos.dtype == torch.float32
 
 

@@ -3,8 +3,8 @@
 import torch
 
 from wmtp.model.heads import HeadsShape
-from wmtp.model.llama import LlamaShape
-from wmtp.model.multi_token import MultiTokenModel, build_model
+from wmtp.model.llama_shape import LlamaShape
+from wmtp.model.multi_token import MultiTokenModel, build_hf_model, build_model
 
 SHAPE = {
     "vocab_size": 64,
@@ -25,9 +25,24 @@ def shape(**changes: object) -> LlamaShape:
     return LlamaShape(**(SHAPE | changes))  # type: ignore[arg-type]
 
 
-def toy_model(horizon: int = 3, hidden: str = "post_norm", **changes: object) -> MultiTokenModel:
+TRUNKS = ("llama", "qwen3", "gpt2", "gpt_neox", "opt")
+KINDS = ("sequential", "parallel", "linear")
+
+
+def toy_model(
+    horizon: int = 3,
+    hidden: str = "post_norm",
+    *,
+    kind: str = "sequential",
+    trunk: str = "llama",
+    **changes: object,
+) -> MultiTokenModel:
     """Every parameter random, gains included, so that nothing is hidden by a one or a zero."""
-    model = build_model(shape(**changes), HeadsShape(horizon, hidden), seed=0)  # type: ignore[arg-type]
+    heads = HeadsShape(horizon, hidden, kind=kind)  # type: ignore[arg-type]
+    if trunk in ("llama", "qwen3"):
+        model = build_model(shape(**{"qk_norm": trunk == "qwen3"} | changes), heads, seed=0)
+    else:
+        model = build_hf_model(trunk, shape(**changes), heads, seed=0)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():

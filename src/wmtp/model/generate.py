@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from wmtp.errors import DataError
-from wmtp.model.kv_cache import KVCache
+from wmtp.model.kv_cache import Cache
 from wmtp.model.multi_token import MultiTokenModel
 
 StopReason = Literal["stop_id", "max_new_tokens", "context"]
@@ -93,7 +93,7 @@ def generate(
 def next_tokens(
     model: MultiTokenModel,
     tokens_BS: Tensor,
-    cache: KVCache,
+    cache: Cache,
     sampling: Sampling,
     draws: torch.Generator,
 ) -> Tensor:

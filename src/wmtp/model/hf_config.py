@@ -2,7 +2,7 @@
 
 Llama, Mistral and Qwen3 are one trunk with different switches. What this trunk does not compute
 (biases, other activations, sliding windows, other rotary types) is refused by name before any
-weight is read.
+weight is read. Every other architecture is for ``hf_trunk``.
 """
 
 import json
@@ -11,16 +11,26 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
+from transformers import AutoConfig
+from transformers.configuration_utils import PretrainedConfig
 
 from wmtp.errors import CheckpointError
-from wmtp.model.heads import HeadsShape, Hidden
-from wmtp.model.llama import LlamaShape
+from wmtp.model.heads import HeadsShape, Hidden, Kind
+from wmtp.model.hf_trunk import hf_shape, quiet_transformers
+from wmtp.model.llama_shape import LlamaShape
+from wmtp.model.meta_layout import is_meta_directory, read_meta_shapes
 from wmtp.model.rotary import Llama3Scaling
+from wmtp.model.stored_tensors import CONFIG_NAME
 
-CONFIG_NAME = "config.json"
+TrunkKind = Literal["llama", "hf"]
+"""Our own decoder, or the code of ``transformers``."""
+
+MTP_LLAMA = "mtp_llama"
+"""The model_type of a Llama with parallel heads, ``prediction_heads`` in number."""
 
 FAMILY_DEFAULTS: dict[str, dict[str, object]] = {
     "llama": {"max_position_embeddings": 2048, "bos_token_id": 1, "eos_token_id": 2},
+    MTP_LLAMA: {"max_position_embeddings": 2048, "bos_token_id": 1, "eos_token_id": 2},
     "mistral": {
         "bos_token_id": 1,
         "eos_token_id": 2,
@@ -50,11 +60,15 @@ class StoredConfig:
         trunk: shape of the trunk.
         heads: shape of the stored heads; its horizon is 1 where there are none.
         special_tokens: ids of the tokenizer's special tokens.
+        kind: whose code runs the trunk.
+        layout: how the tensors are named.
     """
 
     trunk: LlamaShape
     heads: HeadsShape
     special_tokens: SpecialTokens
+    kind: TrunkKind = "llama"
+    layout: Literal["hf", "mtp_llama", "meta"] = "hf"
 
 
 class _Rope(BaseModel):
@@ -74,12 +88,13 @@ class _Rope(BaseModel):
 class _MtpConfig(BaseModel):
     """The section that only wmtp writes."""
 
-    kind: Literal["sequential"]
+    kind: Kind
     horizon: int = Field(ge=1)
-    hidden: Hidden
+    hidden: Hidden = "post_norm"
     context: Literal["chained"] = "chained"
     head_scale: tuple[float, ...] = ()
     final_norm_gain: bool = True
+    trunk: TrunkKind = "llama"
 
 
 class _ConfigJson(BaseModel):
@@ -111,51 +126,130 @@ class _ConfigJson(BaseModel):
     pad_token_id: int | None = None
     num_mtp_layers: int | None = None
     num_nextn_predict_layers: int | None = None
+    prediction_heads: int | None = Field(None, ge=1)
     mtp_config: _MtpConfig | None = None
 
 
-def read_config(directory: Path) -> StoredConfig:
-    """Read ``config.json`` of a model directory and check that our trunk computes it.
+def read_config(directory: Path, kind: TrunkKind | None = None) -> StoredConfig:
+    """Read what a model directory says about its model, and check that a trunk computes it.
 
     Code that a directory brings along (``auto_map``) is never looked at.
 
+    Args:
+        directory: with ``config.json``, or with Meta's ``params.json``.
+        kind: whose code is to run the trunk; None takes our own where it can.
+
     Raises:
         CheckpointError: there is no such directory or config, or it asks for something that the
-            llama trunk does not do; the message names the key.
+            trunk does not do; the message names the key.
     """
+    if is_meta_directory(directory):
+        trunk, heads = read_meta_shapes(directory)
+        return StoredConfig(trunk, heads, SpecialTokens(1, (2,)), layout="meta")
     path = directory / CONFIG_NAME
-    found = _read_json(directory, path)
+    found = read_json(directory, path)
     family = str(found.get("model_type"))
+    ours = found.get("mtp_config")
+    foreign = isinstance(ours, dict) and ours.get("trunk") == "hf"
+    if kind == "hf" or foreign or (kind is None and family not in FAMILY_DEFAULTS):
+        if foreign and kind == "llama":
+            raise CheckpointError(f"{path}: the heads were trained beside model.kind: hf. Set it.")
+        return _read_foreign(directory, path, found)
     if family not in FAMILY_DEFAULTS:
         raise CheckpointError(
             f"{path}: model_type is '{family}', which the llama trunk cannot load. It reads "
             f"{', '.join(FAMILY_DEFAULTS)}; other models need model.kind: hf."
         )
-    try:
-        config = _ConfigJson.model_validate(FAMILY_DEFAULTS[family] | found)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise CheckpointError(f"{path}: {key}: {first['msg']}.") from error
+    config = _validated(path, FAMILY_DEFAULTS[family] | found)
     _refuse_what_is_not_computed(path, family, config)
-    heads, final_norm_gain = _stored_heads(path, config)
+    heads, final_norm_gain = _stored_heads(path, config, family)
     try:
         trunk = _trunk_shape(path, config, qk_norm=family == "qwen3")
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}.") from error
-    eos = config.eos_token_id
     return StoredConfig(
         trunk=replace(trunk, final_norm_gain=final_norm_gain),
         heads=heads,
-        special_tokens=SpecialTokens(
-            bos=config.bos_token_id,
-            eos=() if eos is None else (eos,) if isinstance(eos, int) else eos,
-            pad=config.pad_token_id,
+        special_tokens=_special_tokens(
+            config.bos_token_id, config.eos_token_id, config.pad_token_id
         ),
+        layout="mtp_llama" if family == MTP_LLAMA else "hf",
     )
 
 
-def _read_json(directory: Path, path: Path) -> dict[str, object]:
+def _validated(path: Path, found: dict[str, object]) -> "_ConfigJson":
+    try:
+        return _ConfigJson.model_validate(found)
+    except ValidationError as error:
+        raise _at_key(path, error) from error
+
+
+def _at_key(path: Path, error: ValidationError, prefix: str = "") -> CheckpointError:
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    return CheckpointError(f"{path}: {prefix}{key}: {first['msg']}.")
+
+
+def _special_tokens(
+    bos: int | None, eos: int | tuple[int, ...] | None, pad: int | None
+) -> SpecialTokens:
+    stops = () if eos is None else (eos,) if isinstance(eos, int) else tuple(eos)
+    return SpecialTokens(bos, stops, pad)
+
+
+def _read_foreign(directory: Path, path: Path, found: dict[str, object]) -> StoredConfig:
+    """A model for ``transformers`` to run, and our section on its heads."""
+    config = read_foreign_config(directory)
+    heads = HeadsShape(horizon=1)
+    section = found.get("mtp_config")
+    if section is not None:
+        try:
+            ours = _MtpConfig.model_validate(section)
+            heads = HeadsShape(ours.horizon, ours.hidden, ours.head_scale, ours.kind, ours.context)
+        except ValidationError as error:
+            raise _at_key(path, error, "mtp_config.") from error
+        except ValueError as error:
+            raise CheckpointError(f"{path}: mtp_config: {error}.") from error
+    return StoredConfig(
+        trunk=hf_shape(config, str(path)),
+        heads=heads,
+        special_tokens=_special_tokens(
+            config.bos_token_id, config.eos_token_id, config.pad_token_id
+        ),
+        kind="hf",
+    )
+
+
+def read_foreign_config(directory: Path) -> PretrainedConfig:
+    """The config as ``transformers`` reads it.
+
+    Raises:
+        CheckpointError: it knows no such architecture, or would have to run code to know it, or
+            the weights are quantized.
+    """
+    path = directory / CONFIG_NAME
+    found = read_json(directory, path)
+    _refuse_quantized(path, found.get("quantization_config"))
+    try:
+        with quiet_transformers():
+            config = AutoConfig.from_pretrained(
+                directory, trust_remote_code=False, local_files_only=True
+            )
+    except (ValueError, KeyError, OSError) as error:
+        raise CheckpointError(
+            f"{path}: transformers knows no model_type '{found.get('model_type')}' without "
+            "running code from the directory, which is never done."
+        ) from error
+    assert isinstance(config, PretrainedConfig)
+    return config
+
+
+def read_json(directory: Path, path: Path) -> dict[str, object]:
+    """A JSON object from a model directory.
+
+    Raises:
+        CheckpointError: the directory or the file is not there, or is no such thing.
+    """
     if not directory.is_dir():
         raise CheckpointError(f"There is no model directory '{directory}'. Check the path.")
     try:
@@ -171,12 +265,16 @@ def _read_json(directory: Path, path: Path) -> dict[str, object]:
     return found
 
 
-def _refuse_what_is_not_computed(path: Path, family: str, config: _ConfigJson) -> None:
-    if config.quantization_config is not None:
+def _refuse_quantized(path: Path, quantization: object) -> None:
+    if quantization is not None:
         raise CheckpointError(
             f"{path}: the weights are quantized (quantization_config), and training needs them "
             "as fp32, bf16 or fp16. Use the unquantized model."
         )
+
+
+def _refuse_what_is_not_computed(path: Path, family: str, config: _ConfigJson) -> None:
+    _refuse_quantized(path, config.quantization_config)
     if config.hidden_act != "silu":
         raise CheckpointError(f"{path}: hidden_act is '{config.hidden_act}'; only silu is built.")
     for key, biased in (
@@ -246,7 +344,7 @@ def _rope(path: Path, config: _ConfigJson) -> tuple[float, Llama3Scaling | None]
     return theta, Llama3Scaling(factor, low, high, original)
 
 
-def _stored_heads(path: Path, config: _ConfigJson) -> tuple[HeadsShape, bool]:
+def _stored_heads(path: Path, config: _ConfigJson, family: str) -> tuple[HeadsShape, bool]:
     depths = config.num_mtp_layers or config.num_nextn_predict_layers or 0
     ours = config.mtp_config
     if ours is None and depths:
@@ -256,11 +354,17 @@ def _stored_heads(path: Path, config: _ConfigJson) -> tuple[HeadsShape, bool]:
             f'{depths + 1}, "hidden": "post_norm"}} if that is how they were trained.'
         )
     if ours is None:
+        if family == MTP_LLAMA:
+            return HeadsShape(config.prediction_heads or 1, kind="parallel"), True
         return HeadsShape(horizon=1), True
-    if ours.horizon != depths + 1:
+    found = config.prediction_heads if family == MTP_LLAMA else depths + 1
+    if ours.horizon != found and (ours.kind == "sequential" or family == MTP_LLAMA):
+        key = "prediction_heads" if family == MTP_LLAMA else "num_mtp_layers"
+        what = found if family == MTP_LLAMA else depths
         raise CheckpointError(
-            f"{path}: mtp_config.horizon is {ours.horizon}, but num_mtp_layers is {depths}; the "
-            "horizon is one more than the layers. Correct whichever is wrong."
+            f"{path}: mtp_config.horizon is {ours.horizon}, but {key} is {what}; the horizon is "
+            "the number of all heads, one more than the layers after the trunk. Correct "
+            "whichever is wrong."
         )
     try:
         heads = HeadsShape(ours.horizon, ours.hidden, ours.head_scale, ours.kind, ours.context)
@@ -277,7 +381,7 @@ def config_json(
     A trunk without QK-norm is a Llama, one with it a Qwen3. There is no ``auto_map``: no engine
     needs code from the directory.
     """
-    depths = heads.horizon - 1
+    depths = heads.horizon - 1 if heads.kind == "sequential" else 0
     config: dict[str, object] = {
         "architectures": ["Qwen3ForCausalLM" if trunk.qk_norm else "LlamaForCausalLM"],
         "model_type": "qwen3" if trunk.qk_norm else "llama",
@@ -299,14 +403,7 @@ def config_json(
         "use_cache": True,
         **_rope_json(trunk),
         **special_tokens_json(special_tokens),
-        "mtp_config": {
-            "kind": heads.kind,
-            "horizon": heads.horizon,
-            "hidden": heads.hidden,
-            "context": heads.context,
-            "head_scale": list(heads.head_scale),
-            "final_norm_gain": trunk.final_norm_gain,
-        },
+        "mtp_config": mtp_section(heads) | {"final_norm_gain": trunk.final_norm_gain},
     }
     if depths:
         config |= {"num_mtp_layers": depths, "num_nextn_predict_layers": depths}
@@ -319,6 +416,49 @@ def config_json(
     else:
         config |= {"mlp_bias": False}
     return config
+
+
+def mtp_llama_json(
+    trunk: LlamaShape, heads: HeadsShape, special_tokens: SpecialTokens, dtype: str
+) -> dict[str, object]:
+    """The same for the layout ``mtp_llama``.
+
+    Source:
+        https://github.com/ServiceNow/Fast-LLM, ``fast_llm_external_models/mtp_llama``.
+    """
+    return config_json(trunk, heads, special_tokens, dtype) | {
+        "architectures": ["MTPLlamaForCausalLM"],
+        "model_type": MTP_LLAMA,
+        "prediction_heads": heads.horizon,
+    }
+
+
+def foreign_config_json(
+    config: PretrainedConfig,
+    architecture: str,
+    heads: HeadsShape,
+    special_tokens: SpecialTokens,
+    dtype: str,
+) -> dict[str, object]:
+    """Write a foreign trunk's config as it came, with our section on the heads."""
+    found: dict[str, object] = json.loads(config.to_json_string(use_diff=True))
+    return found | {
+        "architectures": [architecture],
+        "dtype": dtype,
+        **special_tokens_json(special_tokens),
+        "mtp_config": mtp_section(heads) | {"trunk": "hf"},
+    }
+
+
+def mtp_section(heads: HeadsShape) -> dict[str, object]:
+    """The keys of ``mtp_config``."""
+    return {
+        "kind": heads.kind,
+        "horizon": heads.horizon,
+        "hidden": heads.hidden,
+        "context": heads.context,
+        "head_scale": list(heads.head_scale),
+    }
 
 
 def special_tokens_json(tokens: SpecialTokens) -> dict[str, object]:

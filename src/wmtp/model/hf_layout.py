@@ -1,7 +1,8 @@
-"""A model as a Hugging Face directory: read with care, written so that every engine reads it.
+"""A model as a directory: read with care, written so that every engine reads it.
 
-Tensors keep the names of Llama and Qwen3; depth ``k`` of the heads is layer ``N + k - 1`` after
-the trunk's ``N`` layers. Nothing in a directory is run: no pickle, and no code from it.
+The trunk's tensors keep the names that their architecture gives them, so that the trunk loads in
+plain ``transformers``; how heads are named beside them is in ``stored_names.py``. Nothing in a
+directory is run: no pickle, and no code from it.
 """
 
 import json
@@ -9,24 +10,39 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 from safetensors import safe_open
 from torch import Tensor
 
 from wmtp.errors import CheckpointError, StorageError
-from wmtp.model.heads import HeadsShape, start_heads_on_trunk
+from wmtp.model.heads import HeadsShape
 from wmtp.model.hf_config import (
-    CONFIG_NAME,
+    MTP_LLAMA,
     SpecialTokens,
+    StoredConfig,
+    TrunkKind,
     config_json,
+    foreign_config_json,
+    mtp_llama_json,
     read_config,
     special_tokens_json,
 )
-from wmtp.model.llama import LlamaShape
-from wmtp.model.multi_token import MultiTokenModel, empty_model, initialize_from_scratch
+from wmtp.model.hf_trunk import HfTrunk
+from wmtp.model.llama_shape import LlamaShape
+from wmtp.model.load_foreign import load_foreign_trunk
+from wmtp.model.meta_layout import meta_name, rotate_by_halves
+from wmtp.model.multi_token import (
+    MultiTokenModel,
+    attach_heads,
+    empty_model,
+    initialize_from_scratch,
+)
 from wmtp.model.safetensors_writer import write_safetensors
+from wmtp.model.stored_names import MTP_LLAMA_NORM, foreign_name, is_of_heads, layout_name
 from wmtp.model.stored_tensors import (
+    CONFIG_NAME,
     INDEX_NAME,
     WEIGHTS_NAME,
     check_names,
@@ -55,19 +71,23 @@ def load_model(
     directory: Path,
     heads: HeadsShape | None = None,
     *,
+    kind: TrunkKind | None = None,
     trunk_only: bool = False,
     seed: int = 0,
     dropout: float = 0.0,
 ) -> MultiTokenModel:
-    """Read a Llama, Mistral, Qwen3 or wmtp directory into a float32 model on the CPU.
+    """Read a model directory into a float32 model on the CPU.
 
-    Heads stored in the directory are read. Where there are none and ``heads`` has some, new ones
-    are started from the trunk.
+    Llama, Mistral, Qwen3, ``mtp_llama`` and Meta's layout become our own trunk, all else a trunk
+    run by ``transformers``. Heads stored in the directory are read. Where there are none and
+    ``heads`` has some, new ones are started from the trunk.
 
     Args:
-        directory: holds ``config.json`` and ``model.safetensors`` or its shards.
+        directory: holds ``config.json`` (or Meta's ``params.json``) and ``model.safetensors`` or
+            its shards.
         heads: what the caller expects; None takes what is stored. Its ``head_scale``, if any,
             replaces the stored one.
+        kind: whose code is to run the trunk; None takes our own where it can.
         trunk_only: leave stored heads on the disk.
         seed: of the blocks of new heads.
         dropout: of the run that will train the model; not a property of the directory.
@@ -79,28 +99,82 @@ def load_model(
     """
     if trunk_only and heads is not None:
         raise ValueError("trunk_only reads no heads, so none can be asked for")
-    stored = read_config(directory)
-    trunk_shape = replace(stored.trunk, dropout=dropout)
+    stored = read_config(directory, kind)
     stored_heads = HeadsShape(horizon=1) if trunk_only else stored.heads
     heads_shape = _agreed_heads(directory, stored_heads, heads)
-    files = tensor_files(directory)
-
-    model = empty_model(trunk_shape, heads_shape)
-    wanted = {
-        layout_name(name, trunk_shape.num_layers): tensor
-        for name, tensor in model.state_dict().items()
-    }
-    if stored_heads.horizon == 1:  # new heads, if any, are not in the files
-        wanted = {name: t for name, t in wanted.items() if _depth_of(name, trunk_shape) is None}
-    ignored = _ignored_names(files, trunk_shape, trunk_only=trunk_only)
-    check_names(directory, wanted.keys(), files.keys() - ignored)
-    copy_tensors(files, wanted)
-    if trunk_shape.tie_embeddings and "lm_head.weight" in files:
-        _check_tied(files["lm_head.weight"], model)
+    load = _load_foreign if stored.kind == "hf" else _load_llama
+    model = load(directory, stored, heads_shape, stored_heads, seed)
+    model.set_dropout(dropout)
     if model.heads is not None and stored_heads.horizon == 1:
         initialize_from_scratch(model.heads, torch.Generator().manual_seed(seed))
-        start_heads_on_trunk(model.trunk, model.heads)
+        model.heads.start_on(model.trunk)
     return model
+
+
+def _load_llama(
+    directory: Path, stored: StoredConfig, heads: HeadsShape, stored_heads: HeadsShape, _seed: int
+) -> MultiTokenModel:
+    shape = stored.trunk
+    files = tensor_files(directory)
+    model = empty_model(shape, heads)
+    has_heads = stored_heads.horizon > 1
+    wanted = {
+        stored_name: tensor
+        for name, tensor in model.state_dict().items()
+        if (has_heads or not name.startswith("heads."))
+        and (stored_name := _stored_name(name, shape, stored.layout)) is not None
+    }
+    heads_left = stored.heads.horizon > 1 and not has_heads
+    ignored = _ignored_names(files, stored, heads_left=heads_left)
+    check_names(directory, wanted.keys(), files.keys() - ignored)
+    copy_tensors(files, wanted)
+    if shape.tie_embeddings and "lm_head.weight" in files:
+        _check_tied(files["lm_head.weight"], model)
+    if stored.layout == "meta":
+        _from_meta(model)
+    return model
+
+
+def _load_foreign(
+    directory: Path, stored: StoredConfig, heads: HeadsShape, stored_heads: HeadsShape, seed: int
+) -> MultiTokenModel:
+    if heads.hidden == "pre_norm" and heads.kind == "sequential" and heads.horizon > 1:
+        raise CheckpointError(
+            f"model.heads.hidden is pre_norm, but the trunk of '{directory}' is run by "
+            "transformers and shows its output after the last norm only. Set it to post_norm."
+        )
+    trunk, unexpected = load_foreign_trunk(directory, stored.trunk)
+    model = attach_heads(trunk, heads, seed)
+    wanted = {}
+    if model.heads is not None and stored_heads.horizon > 1:
+        wanted = {
+            foreign_name(f"heads.{name}"): tensor
+            for name, tensor in model.heads.state_dict().items()
+        }
+    if stored_heads.horizon > 1 or stored.heads.horizon == 1:
+        check_names(directory, wanted.keys(), unexpected)
+    if wanted:
+        files = tensor_files(directory)
+        copy_tensors({name: files[name] for name in wanted}, wanted)
+    return model
+
+
+def _stored_name(name: str, shape: LlamaShape, layout: str) -> str | None:
+    if layout == "meta":
+        return meta_name(name)
+    if layout == "mtp_llama" and name == "trunk.norm.weight":
+        return MTP_LLAMA_NORM
+    return layout_name(name, shape.num_layers)
+
+
+@torch.no_grad()
+def _from_meta(model: MultiTokenModel) -> None:
+    """Reorder the rows of rotated projections, and give every head the one norm there is."""
+    for name, tensor in model.state_dict().items():
+        if name.endswith(("q_proj.weight", "k_proj.weight")):
+            tensor.copy_(rotate_by_halves(tensor.clone(), model.trunk_shape.head_dim))
+        elif name.startswith("heads.") and name.endswith(".norm.weight"):
+            tensor.copy_(model.trunk.final_gain_D())
 
 
 def save_model(
@@ -111,12 +185,14 @@ def save_model(
     dtype: torch.dtype = torch.float32,
     extra_files: Sequence[Path] = (),
     max_shard_bytes: int = MAX_SHARD_BYTES,
+    layout: Literal["hf", "mtp_llama"] = "hf",
 ) -> None:
-    r"""Write a directory that ``transformers`` and other engines load as a Llama or a Qwen3.
+    r"""Write a directory that ``transformers`` and other engines load as what the trunk is.
 
     ``AutoModelForCausalLM.from_pretrained(directory)`` gives the trunk and mentions the heads'
-    tensors as unexpected. To decode with the heads, tell that model which layers they are, here
-    those of a trunk with 30 layers and horizon 4; no code from elsewhere is needed:
+    tensors as unexpected. To decode with sequential heads of our own trunk, tell that model which
+    layers they are, here those of a trunk with 30 layers and horizon 4; no code from elsewhere is
+    needed:
 
         model = AutoModelForCausalLM.from_pretrained(directory)
         model._keys_to_ignore_on_load_unexpected.add(r"model\.layers\.(30|31|32)\.")
@@ -134,15 +210,13 @@ def save_model(
         dtype: of the stored weights; float32 keeps every bit.
         extra_files: copied beside the model, such as ``tokenizer_files``.
         max_shard_bytes: above this the weights are split into several files with an index.
+        layout: ``mtp_llama`` writes a Llama with parallel heads for the code of that name.
 
     Raises:
         StorageError: something could not be written.
+        ValueError: the model does not fit the layout.
     """
-    shape = model.trunk_shape
-    config = config_json(shape, model.heads_shape, special_tokens, DTYPE_NAMES[dtype])
-    tensors = {
-        layout_name(name, shape.num_layers): tensor for name, tensor in model.state_dict().items()
-    }
+    config, tensors = _contents(model, special_tokens, DTYPE_NAMES[dtype], layout)
     try:
         directory.mkdir(parents=True, exist_ok=True)
         _remove_weights(directory)
@@ -160,31 +234,45 @@ def tokenizer_files(directory: Path) -> tuple[Path, ...]:
     return tuple(directory / name for name in TOKENIZER_NAMES if (directory / name).is_file())
 
 
-def layout_name(name: str, num_layers: int) -> str:
-    """Translate one of our parameter names to the Hugging Face layout.
+def _contents(
+    model: MultiTokenModel, special_tokens: SpecialTokens, dtype: str, layout: str
+) -> tuple[dict[str, object], dict[str, Tensor]]:
+    """``config.json`` and the named tensors of a directory."""
+    shape, heads = model.trunk_shape, model.heads_shape
+    trunk = model.trunk
+    if isinstance(trunk, HfTrunk):
+        if layout != "hf":
+            raise ValueError(f"layout {layout} is for a llama trunk")
+        architecture = type(trunk.network).__name__
+        config = foreign_config_json(
+            trunk.network.config, architecture, heads, special_tokens, dtype
+        )
+        return config, _without_twins(
+            {foreign_name(name): tensor for name, tensor in model.state_dict().items()}
+        )
+    if layout == MTP_LLAMA:
+        if (heads.kind != "parallel" and heads.horizon > 1) or shape.qk_norm:
+            raise ValueError("layout mtp_llama is for parallel heads and a trunk without QK-norm")
+        config = mtp_llama_json(shape, heads, special_tokens, dtype)
+    else:
+        config = config_json(shape, heads, special_tokens, dtype)
+    tensors = {}
+    for name, tensor in model.state_dict().items():
+        stored_name = _stored_name(name, shape, layout)
+        assert stored_name is not None
+        tensors[stored_name] = tensor
+    return config, tensors
 
-    Example:
-        >>> layout_name("trunk.layers.3.mlp.up_proj.weight", num_layers=30)
-        'model.layers.3.mlp.up_proj.weight'
-        >>> layout_name("heads.depths.1.block.mlp.up_proj.weight", num_layers=30)
-        'model.layers.31.mlp.up_proj.weight'
-        >>> layout_name("heads.depths.1.eh_proj.weight", num_layers=30)
-        'model.layers.31.eh_proj.weight'
-    """
-    if name.startswith("heads.depths."):
-        index, rest = name.removeprefix("heads.depths.").split(".", 1)
-        return f"model.layers.{num_layers + int(index)}.{rest.removeprefix('block.')}"
-    inner = name.removeprefix("trunk.")
-    return inner if inner.startswith("lm_head.") else f"model.{inner}"
 
-
-def _depth_of(name: str, shape: LlamaShape) -> int | None:
-    """Which depth of the heads a stored name belongs to, counted from 0."""
-    parts = name.split(".")
-    if parts[:2] != ["model", "layers"] or len(parts) < 3 or not parts[2].isdigit():
-        return None
-    depth = int(parts[2]) - shape.num_layers
-    return depth if depth >= 0 else None
+def _without_twins(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Leave out a second name of the same memory: tied matrices are stored once."""
+    seen: set[int] = set()
+    kept = {}
+    for name, tensor in tensors.items():
+        if tensor.data_ptr() not in seen:
+            kept[name] = tensor
+            seen.add(tensor.data_ptr())
+    return kept
 
 
 def _agreed_heads(directory: Path, stored: HeadsShape, asked: HeadsShape | None) -> HeadsShape:
@@ -193,12 +281,12 @@ def _agreed_heads(directory: Path, stored: HeadsShape, asked: HeadsShape | None)
     if stored.horizon == 1:
         return asked
     for key, has, wants in (
+        ("kind", stored.kind, asked.kind),
         ("horizon", stored.horizon, asked.horizon),
         ("hidden", stored.hidden, asked.hidden),
-        ("kind", stored.kind, asked.kind),
         ("context", stored.context, asked.context),
     ):
-        if has != wants:
+        if has != wants and (asked.kind == "sequential" or key in ("kind", "horizon")):
             raise CheckpointError(
                 f"'{directory}' holds heads with {key} {has}, but model.heads.{key} is {wants}. "
                 f"Set model.heads.{key}: {has}, or start from a directory without heads."
@@ -206,14 +294,16 @@ def _agreed_heads(directory: Path, stored: HeadsShape, asked: HeadsShape | None)
     return replace(stored, head_scale=asked.head_scale or stored.head_scale)
 
 
-def _ignored_names(files: Mapping[str, Path], shape: LlamaShape, *, trunk_only: bool) -> set[str]:
+def _ignored_names(
+    files: Mapping[str, Path], stored: StoredConfig, *, heads_left: bool
+) -> set[str]:
     """Stored names that nothing is lost without: old rotary tables, a second tied matrix."""
     return {
         name
         for name in files
-        if name.endswith("rotary_emb.inv_freq")
-        or (name == "lm_head.weight" and shape.tie_embeddings)
-        or (trunk_only and _depth_of(name, shape) is not None)
+        if name.endswith(("rotary_emb.inv_freq", "rope.freqs"))
+        or (name == "lm_head.weight" and stored.trunk.tie_embeddings)
+        or (heads_left and is_of_heads(name, stored.trunk.num_layers))
     }
 
 

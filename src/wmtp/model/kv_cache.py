@@ -1,8 +1,25 @@
 """Keys and values of the positions that a decoder has already read."""
 
+from abc import ABC, abstractmethod
+from typing import final
+
 from torch import Tensor
 
 
+class Cache(ABC):
+    """What a trunk keeps of the positions it has read; use it without gradients."""
+
+    @property
+    @abstractmethod
+    def length(self) -> int:
+        """How many positions have been read."""
+
+    @abstractmethod
+    def crop(self, length: int) -> None:
+        """Forget every position from ``length`` on, for instance a rejected draft."""
+
+
+@final
 class LayerCache:
     """One layer's keys and values in memory taken once, at the first use.
 
@@ -46,8 +63,9 @@ class LayerCache:
         self.length = length
 
 
-class KVCache:
-    """The caches of a stack of layers; use it without gradients.
+@final
+class KVCache(Cache):
+    """The caches of a stack of layers.
 
     Args:
         num_layers: how many layers.

@@ -6,68 +6,16 @@ submodules are those of the Hugging Face layout. ``B S D`` batch, positions, wid
 and new positions; ``N G C`` heads, key-value groups, width of a head.
 """
 
-from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast, final
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
-from wmtp.model.kv_cache import KVCache, LayerCache
-from wmtp.model.rotary import Llama3Scaling, RotaryTable, rotate
-
-
-@dataclass(frozen=True)
-class LlamaShape:
-    """Everything that fixes the trunk's tensors and arithmetic.
-
-    Attributes:
-        head_dim: width of one attention head; ``num_heads * head_dim`` need not be ``hidden_size``.
-        max_seq_length: most positions of one row, cached ones included.
-        norm_eps: added to the mean square inside every norm.
-        qk_norm: norm queries and keys per head before the rotation (Qwen3).
-        tie_embeddings: the unembedding is the embedding.
-        final_norm_gain: the norm before the unembedding (of the trunk and of every head) has a
-            learned gain. Without one, what it passes on and what it reads are the same to the
-            next norm, so that one checkpoint suits engines that chain heads after the norm and
-            engines that chain them before it.
-        dropout: probability on both residual branches of a block while training.
-
-    Raises:
-        ValueError: the numbers do not fit together.
-    """
-
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    max_seq_length: int
-    rope_theta: float
-    norm_eps: float
-    tie_embeddings: bool
-    qk_norm: bool = False
-    rope_scaling: Llama3Scaling | None = None
-    final_norm_gain: bool = True
-    dropout: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.num_heads % self.num_kv_heads:
-            raise ValueError(
-                f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}"
-            )
-        if self.head_dim % 2:
-            raise ValueError(f"head_dim {self.head_dim} is odd; rotary positions need pairs")
-        if not self.qk_norm and self.hidden_size % self.num_heads:
-            # transformers' LlamaConfig refuses it, although head_dim makes it harmless.
-            raise ValueError(
-                f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}"
-            )
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout {self.dropout} is not in [0, 1)")
+from wmtp.model.kv_cache import Cache, KVCache, LayerCache
+from wmtp.model.llama_shape import LlamaShape
+from wmtp.model.rotary import RotaryTable, rotate
+from wmtp.model.trunk import Positions, Trunk, TrunkStates, recomputed
 
 
 def attend(query_BNSC: Tensor, key_BGTC: Tensor, value_BGTC: Tensor, mask: Tensor | None) -> Tensor:
@@ -93,29 +41,6 @@ def attend(query_BNSC: Tensor, key_BGTC: Tensor, value_BGTC: Tensor, mask: Tenso
         is_causal=mask is None and positions > 1,
         enable_gqa=query_BNSC.shape[1] != key_BGTC.shape[1],
     )
-
-
-def attention_mask(
-    positions: int, cached: int, documents_BS: Tensor | None, device: torch.device
-) -> Tensor | None:
-    """Where a query may look, built once per forward; None where ``attend`` needs no mask.
-
-    Args:
-        positions: number of new positions.
-        cached: number of positions before them.
-        documents_BS: index of the document of each position; a query stays in its document.
-        device: where the mask is needed.
-
-    Returns:
-        bool ``[B, 1, S, S]`` with documents, ``[S, T]`` after cached positions, or None.
-    """
-    if documents_BS is not None:
-        same_BSS = documents_BS[:, :, None] == documents_BS[:, None, :]
-        return same_BSS.tril().unsqueeze(1)
-    if cached == 0 or positions == 1:
-        return None
-    visible = torch.ones(positions, cached + positions, dtype=torch.bool, device=device)
-    return visible.tril(diagonal=cached)
 
 
 class RMSNorm(nn.Module):
@@ -218,28 +143,13 @@ class Block(nn.Module):
         return x_BSD + F.dropout(transformed_BSD, self.dropout, self.training)
 
 
-def recomputed(module: nn.Module, *inputs: Any) -> Any:
-    """Run ``module`` now and again in the backward pass, so that only its inputs are kept."""
-    if not torch.is_grad_enabled():
-        return module(*inputs)
-    return checkpoint(module, *inputs, use_reentrant=False)
-
-
-class LlamaTrunk(nn.Module):
-    """Embedding, blocks, final norm and unembedding.
-
-    Attributes:
-        rope: the positions' table, shared with the heads.
-        checkpointing: recompute each block in the backward pass instead of keeping its insides.
-    """
+@final
+class LlamaTrunk(Trunk):
+    """Embedding, blocks, final norm and unembedding, under the names of the Hugging Face layout."""
 
     def __init__(self, shape: LlamaShape) -> None:
-        super().__init__()
-        self.shape = shape
-        self.rope = RotaryTable(
-            shape.head_dim, shape.rope_theta, shape.rope_scaling, shape.max_seq_length
-        )
-        self.checkpointing = False
+        super().__init__(shape)
+        self.rope = rotary_table(shape)
         self.embed_tokens = nn.Embedding(shape.vocab_size, shape.hidden_size)
         self.layers = nn.ModuleList(Block(shape) for _ in range(shape.num_layers))
         self.norm = RMSNorm(shape.hidden_size, shape.norm_eps, learned=shape.final_norm_gain)
@@ -256,47 +166,62 @@ class LlamaTrunk(nn.Module):
 
     @property
     def unembedding_VD(self) -> nn.Parameter:
-        """The matrix that turns a normed hidden state into logits."""
+        """The embedding itself where the two are tied."""
         matrix = self.embed_tokens if self.lm_head is None else self.lm_head
         return cast(nn.Parameter, matrix.weight)
 
-    def positions(
-        self, count: int, documents_BS: Tensor | None, cached: int
-    ) -> tuple[tuple[Tensor, Tensor], Tensor | None]:
-        """Rotations and mask of ``count`` new positions after ``cached`` ones.
+    @property
+    def embedding_VD(self) -> nn.Parameter:
+        """The matrix whose rows are the tokens' embeddings."""
+        return cast(nn.Parameter, self.embed_tokens.weight)
 
-        Raises:
-            ValueError: they exceed ``max_seq_length``, or documents come with cached positions.
-        """
-        end = cached + count
-        if end > self.shape.max_seq_length:
-            raise ValueError(f"{end} positions exceed max_seq_length {self.shape.max_seq_length}")
-        if documents_BS is not None and cached:
-            raise ValueError("documents are not known for cached positions; pass whole rows")
-        device = self.embed_tokens.weight.device
-        mask = attention_mask(count, cached, documents_BS, device)
-        return self.rope.positions(cached, end, device), mask
+    def embed(self, tokens_BT: Tensor) -> Tensor:
+        """The tokens' embeddings, ``[B, T, D]``."""
+        embedded_BTD: Tensor = self.embed_tokens(tokens_BT)
+        return embedded_BTD
 
     def forward(
-        self,
-        embedded_BSD: Tensor,
-        rope: tuple[Tensor, Tensor],
-        mask: Tensor | None = None,
-        cache: KVCache | None = None,
-    ) -> tuple[Tensor, Tensor]:
+        self, embedded_BSD: Tensor, positions: Positions, cache: Cache | None = None
+    ) -> TrunkStates:
         """Run the blocks over embedded tokens.
 
         Args:
             embedded_BSD: embeddings of the new tokens.
-            rope: rotations from ``positions``.
-            mask: mask from ``positions``.
-            cache: keys and values of earlier positions; the new ones are added to it.
-
-        Returns:
-            Hidden states before and after the final norm, ``[B, S, D]`` each.
+            positions: where they stand.
+            cache: keys and values of earlier positions, a ``KVCache``; the new ones are added.
         """
-        x_BSD = embedded_BSD
+        assert cache is None or isinstance(cache, KVCache)
+        x_BSD = before_last_BSD = embedded_BSD
         for index, block in enumerate(self.blocks):
-            inputs = (x_BSD, rope, mask, None if cache is None else cache.layers[index])
+            before_last_BSD = x_BSD
+            layer_cache = None if cache is None else cache.layers[index]
+            inputs = (x_BSD, positions.rope, positions.mask, layer_cache)
             x_BSD = recomputed(block, *inputs) if self.checkpointing else block(*inputs)
-        return x_BSD, self.norm(x_BSD)
+        return TrunkStates(before_last_BSD, x_BSD, self.norm(x_BSD))
+
+    def new_cache(self, capacity: int) -> KVCache:
+        """An empty cache for so many positions of a row."""
+        return KVCache(self.shape.num_layers, capacity)
+
+    def set_dropout(self, probability: float) -> None:
+        """Drop out with this probability on both residual branches while training."""
+        for block in self.blocks:
+            block.dropout = probability
+
+    def set_checkpointing(self, enabled: bool) -> None:
+        """Recompute each block in the backward pass instead of keeping its insides."""
+        self.checkpointing = enabled
+
+    def final_gain_D(self) -> Tensor:
+        """The gain of the norm before the unembedding."""
+        return self.norm.weight
+
+    def compile_blocks(self) -> None:
+        """Let ``torch.compile`` fuse the blocks; names of parameters stay as they are."""
+        for block in self.blocks:
+            block.compile()
+
+
+def rotary_table(shape: LlamaShape) -> RotaryTable:
+    """The rotations of a shape's positions."""
+    return RotaryTable(shape.head_dim, shape.rope_theta, shape.rope_scaling, shape.max_seq_length)

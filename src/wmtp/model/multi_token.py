@@ -3,26 +3,33 @@
 import torch
 from torch import Tensor, nn
 
-from wmtp.model.heads import HeadsShape, SequentialHeads
-from wmtp.model.kv_cache import KVCache
-from wmtp.model.llama import LlamaShape, LlamaTrunk
+from wmtp.model.heads import HeadsShape, build_heads
+from wmtp.model.hf_trunk import HfTrunk, build_hf_trunk, hf_config_from_scratch
+from wmtp.model.kv_cache import Cache
+from wmtp.model.llama import LlamaTrunk
+from wmtp.model.llama_shape import LlamaShape
+from wmtp.model.trunk import Positions, Trunk, TrunkStates
 
 INIT_STD = 0.02
 
 
 class MultiTokenModel(nn.Module):
-    """A trunk with ``H - 1`` sequential heads; head ``h`` at ``s`` predicts token ``s + 1 + h``.
+    """A trunk with ``H - 1`` heads beside its own; head ``h`` at ``s`` predicts ``s + 1 + h``.
 
-    Head ``h`` at position ``s`` sees tokens up to ``s + h`` and none after.
+    Sequential head ``h`` at position ``s`` sees tokens up to ``s + h``, all others up to ``s``.
     """
 
-    def __init__(self, trunk_shape: LlamaShape, heads_shape: HeadsShape) -> None:
+    def __init__(self, trunk: Trunk, heads_shape: HeadsShape) -> None:
         super().__init__()
-        self.trunk_shape = trunk_shape
         self.heads_shape = heads_shape
-        self.trunk = LlamaTrunk(trunk_shape)
-        self.heads = SequentialHeads(trunk_shape, heads_shape) if heads_shape.horizon > 1 else None
+        self.trunk = trunk
+        self.heads = build_heads(trunk.shape, heads_shape)
         self.trunk_frozen = False
+
+    @property
+    def trunk_shape(self) -> LlamaShape:
+        """Sizes of the trunk, and the shape of a head's block."""
+        return self.trunk.shape
 
     @property
     def horizon(self) -> int:
@@ -31,8 +38,14 @@ class MultiTokenModel(nn.Module):
 
     @property
     def unembedding_VD(self) -> nn.Parameter:
-        """The matrix shared by all heads; the embedding itself where the two are tied."""
+        """Head 0's matrix; the embedding itself where the two are tied."""
         return self.trunk.unembedding_VD
+
+    @property
+    def unembeddings(self) -> tuple[nn.Parameter, ...]:
+        """One matrix ``[V, D]`` for all heads, or H: one for each."""
+        shared_VD = self.trunk.unembedding_VD
+        return (shared_VD,) if self.heads is None else self.heads.unembeddings(shared_VD)
 
     @property
     def num_parameters(self) -> int:
@@ -42,7 +55,7 @@ class MultiTokenModel(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where tokens must be."""
-        return self.trunk.embed_tokens.weight.device
+        return self.trunk.embedding_VD.device
 
     def forward(
         self,
@@ -50,7 +63,7 @@ class MultiTokenModel(nn.Module):
         targets_BSH: Tensor | None = None,
         documents_BS: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
-        """Hidden states of every head, ready for ``unembedding_VD``.
+        """Hidden states of every head, ready for ``unembeddings``.
 
         Args:
             tokens_BS: int64, the tokens ``x_s`` that are read.
@@ -72,16 +85,16 @@ class MultiTokenModel(nn.Module):
             raise ValueError(f"targets must be [B, S, {self.horizon}] for the heads, not {found}")
         positions = tokens_BS.shape[1]
         after_BK = targets_BSH[:, -1, : self.horizon - 1]
-        embedded_BTD = self.trunk.embed_tokens(torch.cat((tokens_BS, after_BK), dim=1))
-        rope, mask = self.trunk.positions(positions, documents_BS, cached=0)
-        pre_norm_BSD, post_norm_BSD = self._run_trunk(embedded_BTD[:, :positions], rope, mask)
-        return post_norm_BSD, *self.heads(embedded_BTD, pre_norm_BSD, post_norm_BSD, rope, mask)
+        embedded_BTD = self.trunk.embed(torch.cat((tokens_BS, after_BK), dim=1))
+        places = self.trunk.positions(positions, documents_BS, cached=0)
+        states = self._run_trunk(embedded_BTD[:, :positions], places)
+        return states.post_norm, *self.heads(states, embedded_BTD, places)
 
     def next_token_hidden(
         self,
         tokens_BS: Tensor,
         documents_BS: Tensor | None = None,
-        cache: KVCache | None = None,
+        cache: Cache | None = None,
     ) -> Tensor:
         """Head 0 alone, ``[B, S, D]``: for decoding and for a reference model's cross-entropy.
 
@@ -94,8 +107,8 @@ class MultiTokenModel(nn.Module):
             ValueError: the positions exceed ``max_seq_length``, or documents come with a cache.
         """
         cached = 0 if cache is None else cache.length
-        rope, mask = self.trunk.positions(tokens_BS.shape[1], documents_BS, cached)
-        return self._run_trunk(self.trunk.embed_tokens(tokens_BS), rope, mask, cache)[1]
+        places = self.trunk.positions(tokens_BS.shape[1], documents_BS, cached)
+        return self._run_trunk(self.trunk.embed(tokens_BS), places, cache).post_norm
 
     def logits(
         self,
@@ -112,7 +125,10 @@ class MultiTokenModel(nn.Module):
         if targets_BSH is None:
             targets_BSH = tokens_BS.new_zeros(*tokens_BS.shape, self.horizon)
         hidden = self(tokens_BS, targets_BSH, documents_BS)
-        logits_BSHV = torch.stack([h_BSD @ self.unembedding_VD.T for h_BSD in hidden], dim=2)
+        matrices = self.unembeddings * (self.horizon if len(self.unembeddings) == 1 else 1)
+        logits_BSHV = torch.stack(
+            [h_BSD @ W_VD.T for h_BSD, W_VD in zip(hidden, matrices, strict=True)], dim=2
+        )
         if known:
             return logits_BSHV
         positions = torch.arange(tokens_BS.shape[1], device=tokens_BS.device)[:, None]
@@ -120,9 +136,9 @@ class MultiTokenModel(nn.Module):
         blind_SH = positions + heads >= tokens_BS.shape[1]
         return logits_BSHV.masked_fill(blind_SH[:, :, None], torch.nan)
 
-    def new_cache(self, capacity: int | None = None) -> KVCache:
+    def new_cache(self, capacity: int | None = None) -> Cache:
         """Build an empty cache for the trunk, for ``max_seq_length`` positions unless told."""
-        return KVCache(self.trunk_shape.num_layers, capacity or self.trunk_shape.max_seq_length)
+        return self.trunk.new_cache(capacity or self.trunk_shape.max_seq_length)
 
     def training_flops_per_token(self, positions: int) -> float:
         """Floating-point operations of forward and backward per position of a row.
@@ -134,10 +150,11 @@ class MultiTokenModel(nn.Module):
             Chowdhery et al. 2022 (arXiv:2204.02311), appendix B, with half the attention.
         """
         shape = self.trunk_shape
-        blocks = shape.num_layers + self.horizon - 1
-        unembedding = self.unembedding_VD.numel()
-        tables = unembedding if shape.tie_embeddings else 2 * unembedding
-        products = self.num_parameters - tables + self.horizon * unembedding
+        blocks = shape.num_layers + (0 if self.heads is None else len(self.heads.blocks))
+        tables = {id(matrix): matrix.numel() for matrix in self.unembeddings}
+        tables[id(self.trunk.embedding_VD)] = self.trunk.embedding_VD.numel()
+        unembeddings = self.horizon * self.unembedding_VD.numel()
+        products = self.num_parameters - sum(tables.values()) + unembeddings
         attention = blocks * positions * shape.num_heads * shape.head_dim
         return 6.0 * (products + attention)
 
@@ -149,41 +166,41 @@ class MultiTokenModel(nn.Module):
         """
         self.trunk_frozen = True
         self.trunk.requires_grad_(False)
-        for block in self.trunk.blocks:
-            block.dropout = 0.0
+        self.trunk.set_dropout(0.0)
 
     def set_gradient_checkpointing(self, enabled: bool) -> None:
         """Trade a second forward of each block for the memory of its insides."""
-        self.trunk.checkpointing = enabled
+        self.trunk.set_checkpointing(enabled)
         if self.heads is not None:
             self.heads.checkpointing = enabled
 
     def compile_trunk(self) -> None:
         """Let ``torch.compile`` fuse the trunk's blocks; names of parameters stay as they are."""
-        for block in self.trunk.blocks:
-            block.compile()
+        self.trunk.compile_blocks()
+
+    def set_dropout(self, probability: float) -> None:
+        """Drop out with this probability in the trunk and the heads while training."""
+        self.trunk.set_dropout(probability)
+        for block in [] if self.heads is None else self.heads.blocks:
+            block.dropout = probability
 
     def _run_trunk(
-        self,
-        embedded_BSD: Tensor,
-        rope: tuple[Tensor, Tensor],
-        mask: Tensor | None,
-        cache: KVCache | None = None,
-    ) -> tuple[Tensor, Tensor]:
+        self, embedded_BSD: Tensor, positions: Positions, cache: Cache | None = None
+    ) -> TrunkStates:
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.trunk_frozen):
-            pre_norm_BSD, post_norm_BSD = self.trunk(embedded_BSD, rope, mask, cache)
-        return pre_norm_BSD, post_norm_BSD
+            states: TrunkStates = self.trunk(embedded_BSD, positions, cache)
+        return states
 
 
 def empty_model(trunk_shape: LlamaShape, heads_shape: HeadsShape) -> MultiTokenModel:
-    """Build a float32 model on the CPU with memory for its numbers, and no numbers yet."""
+    """Build a float32 llama model on the CPU with memory for its numbers, and no numbers yet."""
     with torch.device("meta"):
-        model = MultiTokenModel(trunk_shape, heads_shape)
+        model = MultiTokenModel(LlamaTrunk(trunk_shape), heads_shape)
     return model.to_empty(device="cpu")
 
 
 def build_model(trunk_shape: LlamaShape, heads_shape: HeadsShape, seed: int) -> MultiTokenModel:
-    """Build a float32 model on the CPU, ready to be trained from scratch.
+    """Build a float32 llama model on the CPU, ready to be trained from scratch.
 
     Gains are 1, the maps that write to the residual stream (``o_proj``, ``down_proj``) are zero,
     so that every block begins as the identity, and all else is normal with a deviation of 0.02.
@@ -191,6 +208,46 @@ def build_model(trunk_shape: LlamaShape, heads_shape: HeadsShape, seed: int) -> 
     """
     model = empty_model(trunk_shape, heads_shape)
     initialize_from_scratch(model, torch.Generator().manual_seed(seed))
+    return model
+
+
+def attach_heads(trunk: HfTrunk, heads_shape: HeadsShape, seed: int) -> MultiTokenModel:
+    """Put new heads beside a foreign trunk; their blocks are initialized as ``build_model`` says.
+
+    Raises:
+        ValueError: the heads want a state that such a trunk does not show.
+    """
+    if heads_shape.hidden == "pre_norm":
+        raise ValueError("a foreign trunk shows no pre_norm state")
+    with torch.random.fork_rng(devices=[]):  # modules draw numbers that are not kept
+        model = MultiTokenModel(trunk, heads_shape)
+    if model.heads is not None:
+        initialize_from_scratch(model.heads, torch.Generator().manual_seed(seed))
+    return model
+
+
+def build_hf_model(
+    architecture: str,
+    sizes: LlamaShape,
+    heads_shape: HeadsShape,
+    seed: int,
+) -> MultiTokenModel:
+    """Build an architecture of ``transformers`` with heads, ready to be trained from scratch.
+
+    Raises:
+        CheckpointError: transformers cannot build it, or it cannot be a trunk.
+    """
+    config = hf_config_from_scratch(
+        architecture,
+        vocab_size=sizes.vocab_size,
+        hidden_size=sizes.hidden_size,
+        num_layers=sizes.num_layers,
+        num_heads=sizes.num_heads,
+        max_seq_length=sizes.max_seq_length,
+        tie_embeddings=sizes.tie_embeddings,
+    )
+    model = attach_heads(build_hf_trunk(config, seed), heads_shape, seed)
+    model.set_dropout(sizes.dropout)
     return model
 
 

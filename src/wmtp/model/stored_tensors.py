@@ -13,8 +13,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from wmtp.errors import CheckpointError
-from wmtp.model.hf_config import CONFIG_NAME
 
+CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
 READABLE_DTYPES = frozenset({"F32", "BF16", "F16"})
