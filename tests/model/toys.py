@@ -3,8 +3,9 @@
 import torch
 
 from wmtp.model.heads import HeadsShape
+from wmtp.model.hf_trunk import build_hf_model
 from wmtp.model.llama_shape import LlamaShape
-from wmtp.model.multi_token import MultiTokenModel, build_hf_model, build_model
+from wmtp.model.multi_token import MultiTokenModel, build_model
 
 SHAPE = {
     "vocab_size": 64,

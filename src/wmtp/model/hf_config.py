@@ -11,12 +11,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
-from transformers import AutoConfig
-from transformers.configuration_utils import PretrainedConfig
 
 from wmtp.errors import CheckpointError
 from wmtp.model.heads import HeadsShape, Hidden, Kind
-from wmtp.model.hf_trunk import hf_shape, quiet_transformers
 from wmtp.model.llama_shape import LlamaShape
 from wmtp.model.meta_layout import is_meta_directory, read_meta_shapes
 from wmtp.model.rotary import Llama3Scaling
@@ -154,7 +151,9 @@ def read_config(directory: Path, kind: TrunkKind | None = None) -> StoredConfig:
     if kind == "hf" or foreign or (kind is None and family not in FAMILY_DEFAULTS):
         if foreign and kind == "llama":
             raise CheckpointError(f"{path}: the heads were trained beside model.kind: hf. Set it.")
-        return _read_foreign(directory, path, found)
+        from wmtp.model.hf_trunk_directory import read_hf_trunk_config  # transformers: seconds
+
+        return read_hf_trunk_config(directory, stored_section(path, found))
     if family not in FAMILY_DEFAULTS:
         raise CheckpointError(
             f"{path}: model_type is '{family}', which the llama trunk cannot load. It reads "
@@ -170,7 +169,7 @@ def read_config(directory: Path, kind: TrunkKind | None = None) -> StoredConfig:
     return StoredConfig(
         trunk=replace(trunk, final_norm_gain=final_norm_gain),
         heads=heads,
-        special_tokens=_special_tokens(
+        special_tokens=special_tokens(
             config.bos_token_id, config.eos_token_id, config.pad_token_id
         ),
         layout="mtp_llama" if family == MTP_LLAMA else "hf",
@@ -190,58 +189,30 @@ def _at_key(path: Path, error: ValidationError, prefix: str = "") -> CheckpointE
     return CheckpointError(f"{path}: {prefix}{key}: {first['msg']}.")
 
 
-def _special_tokens(
-    bos: int | None, eos: int | tuple[int, ...] | None, pad: int | None
+def special_tokens(
+    bos: int | None, eos: int | tuple[int, ...] | list[int] | None, pad: int | None
 ) -> SpecialTokens:
+    """Special tokens as a config names them: there may be several that end a text."""
     stops = () if eos is None else (eos,) if isinstance(eos, int) else tuple(eos)
     return SpecialTokens(bos, stops, pad)
 
 
-def _read_foreign(directory: Path, path: Path, found: dict[str, object]) -> StoredConfig:
-    """A model for ``transformers`` to run, and our section on its heads."""
-    config = read_foreign_config(directory)
-    heads = HeadsShape(horizon=1)
-    section = found.get("mtp_config")
-    if section is not None:
-        try:
-            ours = _MtpConfig.model_validate(section)
-            heads = HeadsShape(ours.horizon, ours.hidden, ours.head_scale, ours.kind, ours.context)
-        except ValidationError as error:
-            raise _at_key(path, error, "mtp_config.") from error
-        except ValueError as error:
-            raise CheckpointError(f"{path}: mtp_config: {error}.") from error
-    return StoredConfig(
-        trunk=hf_shape(config, str(path)),
-        heads=heads,
-        special_tokens=_special_tokens(
-            config.bos_token_id, config.eos_token_id, config.pad_token_id
-        ),
-        kind="hf",
-    )
-
-
-def read_foreign_config(directory: Path) -> PretrainedConfig:
-    """The config as ``transformers`` reads it.
+def stored_section(path: Path, found: dict[str, object]) -> HeadsShape:
+    """The heads that our own section tells of; a horizon of 1 where there is none.
 
     Raises:
-        CheckpointError: it knows no such architecture, or would have to run code to know it, or
-            the weights are quantized.
+        CheckpointError: it is no such section.
     """
-    path = directory / CONFIG_NAME
-    found = read_json(directory, path)
-    _refuse_quantized(path, found.get("quantization_config"))
+    section = found.get("mtp_config")
+    if section is None:
+        return HeadsShape(horizon=1)
     try:
-        with quiet_transformers():
-            config = AutoConfig.from_pretrained(
-                directory, trust_remote_code=False, local_files_only=True
-            )
-    except (ValueError, KeyError, OSError) as error:
-        raise CheckpointError(
-            f"{path}: transformers knows no model_type '{found.get('model_type')}' without "
-            "running code from the directory, which is never done."
-        ) from error
-    assert isinstance(config, PretrainedConfig)
-    return config
+        ours = _MtpConfig.model_validate(section)
+        return HeadsShape(ours.horizon, ours.hidden, ours.head_scale, ours.kind, ours.context)
+    except ValidationError as error:
+        raise _at_key(path, error, "mtp_config.") from error
+    except ValueError as error:
+        raise CheckpointError(f"{path}: mtp_config: {error}.") from error
 
 
 def read_json(directory: Path, path: Path) -> dict[str, object]:
@@ -265,7 +236,12 @@ def read_json(directory: Path, path: Path) -> dict[str, object]:
     return found
 
 
-def _refuse_quantized(path: Path, quantization: object) -> None:
+def refuse_quantized(path: Path, quantization: object) -> None:
+    """Refuse weights that cannot be trained.
+
+    Raises:
+        CheckpointError: there is a quantization.
+    """
     if quantization is not None:
         raise CheckpointError(
             f"{path}: the weights are quantized (quantization_config), and training needs them "
@@ -274,7 +250,7 @@ def _refuse_quantized(path: Path, quantization: object) -> None:
 
 
 def _refuse_what_is_not_computed(path: Path, family: str, config: _ConfigJson) -> None:
-    _refuse_quantized(path, config.quantization_config)
+    refuse_quantized(path, config.quantization_config)
     if config.hidden_act != "silu":
         raise CheckpointError(f"{path}: hidden_act is '{config.hidden_act}'; only silu is built.")
     for key, biased in (
@@ -430,23 +406,6 @@ def mtp_llama_json(
         "architectures": ["MTPLlamaForCausalLM"],
         "model_type": MTP_LLAMA,
         "prediction_heads": heads.horizon,
-    }
-
-
-def foreign_config_json(
-    config: PretrainedConfig,
-    architecture: str,
-    heads: HeadsShape,
-    special_tokens: SpecialTokens,
-    dtype: str,
-) -> dict[str, object]:
-    """Write a foreign trunk's config as it came, with our section on the heads."""
-    found: dict[str, object] = json.loads(config.to_json_string(use_diff=True))
-    return found | {
-        "architectures": [architecture],
-        "dtype": dtype,
-        **special_tokens_json(special_tokens),
-        "mtp_config": mtp_section(heads) | {"trunk": "hf"},
     }
 
 

@@ -24,14 +24,12 @@ from wmtp.model.hf_config import (
     StoredConfig,
     TrunkKind,
     config_json,
-    foreign_config_json,
     mtp_llama_json,
     read_config,
     special_tokens_json,
 )
-from wmtp.model.hf_trunk import HfTrunk
+from wmtp.model.llama import LlamaTrunk
 from wmtp.model.llama_shape import LlamaShape
-from wmtp.model.load_foreign import load_foreign_trunk
 from wmtp.model.meta_layout import meta_name, rotate_by_halves
 from wmtp.model.multi_token import (
     MultiTokenModel,
@@ -102,7 +100,7 @@ def load_model(
     stored = read_config(directory, kind)
     stored_heads = HeadsShape(horizon=1) if trunk_only else stored.heads
     heads_shape = _agreed_heads(directory, stored_heads, heads)
-    load = _load_foreign if stored.kind == "hf" else _load_llama
+    load = _load_hf_trunk if stored.kind == "hf" else _load_llama
     model = load(directory, stored, heads_shape, stored_heads, seed)
     model.set_dropout(dropout)
     if model.heads is not None and stored_heads.horizon == 1:
@@ -135,7 +133,7 @@ def _load_llama(
     return model
 
 
-def _load_foreign(
+def _load_hf_trunk(
     directory: Path, stored: StoredConfig, heads: HeadsShape, stored_heads: HeadsShape, seed: int
 ) -> MultiTokenModel:
     if heads.hidden == "pre_norm" and heads.kind == "sequential" and heads.horizon > 1:
@@ -143,7 +141,9 @@ def _load_foreign(
             f"model.heads.hidden is pre_norm, but the trunk of '{directory}' is run by "
             "transformers and shows its output after the last norm only. Set it to post_norm."
         )
-    trunk, unexpected = load_foreign_trunk(directory, stored.trunk)
+    from wmtp.model.hf_trunk_directory import load_hf_trunk  # it imports transformers: seconds
+
+    trunk, unexpected = load_hf_trunk(directory, stored.trunk)
     model = attach_heads(trunk, heads, seed)
     wanted = {}
     if model.heads is not None and stored_heads.horizon > 1:
@@ -239,14 +239,14 @@ def _contents(
 ) -> tuple[dict[str, object], dict[str, Tensor]]:
     """``config.json`` and the named tensors of a directory."""
     shape, heads = model.trunk_shape, model.heads_shape
-    trunk = model.trunk
-    if isinstance(trunk, HfTrunk):
+    if not isinstance(model.trunk, LlamaTrunk):
+        from wmtp.model.hf_trunk import HfTrunk
+        from wmtp.model.hf_trunk_directory import hf_trunk_config_json
+
+        assert isinstance(model.trunk, HfTrunk)
         if layout != "hf":
             raise ValueError(f"layout {layout} is for a llama trunk")
-        architecture = type(trunk.network).__name__
-        config = foreign_config_json(
-            trunk.network.config, architecture, heads, special_tokens, dtype
-        )
+        config = hf_trunk_config_json(model.trunk, heads, special_tokens, dtype)
         return config, _without_twins(
             {foreign_name(name): tensor for name, tensor in model.state_dict().items()}
         )

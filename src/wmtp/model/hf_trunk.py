@@ -18,9 +18,11 @@ from transformers.configuration_utils import PretrainedConfig
 from transformers.utils import logging as transformers_logging
 
 from wmtp.errors import CheckpointError
+from wmtp.model.heads import HeadsShape
 from wmtp.model.kv_cache import Cache
 from wmtp.model.llama import rotary_table
 from wmtp.model.llama_shape import LlamaShape
+from wmtp.model.multi_token import MultiTokenModel, attach_heads
 from wmtp.model.trunk import Positions, Trunk, TrunkStates
 
 PROBE_TOKENS = 6
@@ -335,6 +337,31 @@ def build_hf_trunk(config: PretrainedConfig, seed: int) -> HfTrunk:
     with quiet_transformers():
         trunk.probe(where)
     return trunk
+
+
+def build_hf_model(
+    architecture: str,
+    sizes: LlamaShape,
+    heads_shape: HeadsShape,
+    seed: int,
+) -> MultiTokenModel:
+    """Build an architecture of ``transformers`` with heads, ready to be trained from scratch.
+
+    Raises:
+        CheckpointError: transformers cannot build it, or it cannot be a trunk.
+    """
+    config = hf_config_from_scratch(
+        architecture,
+        vocab_size=sizes.vocab_size,
+        hidden_size=sizes.hidden_size,
+        num_layers=sizes.num_layers,
+        num_heads=sizes.num_heads,
+        max_seq_length=sizes.max_seq_length,
+        tie_embeddings=sizes.tie_embeddings,
+    )
+    model = attach_heads(build_hf_trunk(config, seed), heads_shape, seed)
+    model.set_dropout(sizes.dropout)
+    return model
 
 
 @contextmanager

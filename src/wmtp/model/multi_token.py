@@ -4,7 +4,6 @@ import torch
 from torch import Tensor, nn
 
 from wmtp.model.heads import HeadsShape, build_heads
-from wmtp.model.hf_trunk import HfTrunk, build_hf_trunk, hf_config_from_scratch
 from wmtp.model.kv_cache import Cache
 from wmtp.model.llama import LlamaTrunk
 from wmtp.model.llama_shape import LlamaShape
@@ -211,7 +210,7 @@ def build_model(trunk_shape: LlamaShape, heads_shape: HeadsShape, seed: int) -> 
     return model
 
 
-def attach_heads(trunk: HfTrunk, heads_shape: HeadsShape, seed: int) -> MultiTokenModel:
+def attach_heads(trunk: Trunk, heads_shape: HeadsShape, seed: int) -> MultiTokenModel:
     """Put new heads beside a foreign trunk; their blocks are initialized as ``build_model`` says.
 
     Raises:
@@ -223,31 +222,6 @@ def attach_heads(trunk: HfTrunk, heads_shape: HeadsShape, seed: int) -> MultiTok
         model = MultiTokenModel(trunk, heads_shape)
     if model.heads is not None:
         initialize_from_scratch(model.heads, torch.Generator().manual_seed(seed))
-    return model
-
-
-def build_hf_model(
-    architecture: str,
-    sizes: LlamaShape,
-    heads_shape: HeadsShape,
-    seed: int,
-) -> MultiTokenModel:
-    """Build an architecture of ``transformers`` with heads, ready to be trained from scratch.
-
-    Raises:
-        CheckpointError: transformers cannot build it, or it cannot be a trunk.
-    """
-    config = hf_config_from_scratch(
-        architecture,
-        vocab_size=sizes.vocab_size,
-        hidden_size=sizes.hidden_size,
-        num_layers=sizes.num_layers,
-        num_heads=sizes.num_heads,
-        max_seq_length=sizes.max_seq_length,
-        tie_embeddings=sizes.tie_embeddings,
-    )
-    model = attach_heads(build_hf_trunk(config, seed), heads_shape, seed)
-    model.set_dropout(sizes.dropout)
     return model
 
 

@@ -1,0 +1,112 @@
+"""Directories of models that ``transformers`` runs: their config, their weights, our section."""
+
+import json
+from pathlib import Path
+from typing import cast
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.configuration_utils import PretrainedConfig
+
+from wmtp.errors import CheckpointError
+from wmtp.model.heads import HeadsShape
+from wmtp.model.hf_config import (
+    SpecialTokens,
+    StoredConfig,
+    mtp_section,
+    read_json,
+    refuse_quantized,
+    special_tokens,
+    special_tokens_json,
+)
+from wmtp.model.hf_trunk import HfTrunk, hf_shape, quiet_transformers
+from wmtp.model.llama_shape import LlamaShape
+from wmtp.model.stored_tensors import CONFIG_NAME, check_names, tensor_files
+
+
+def read_hf_trunk_config(directory: Path, heads: HeadsShape) -> StoredConfig:
+    """What ``transformers`` makes of a directory's config, beside heads already read from it.
+
+    Raises:
+        CheckpointError: it knows no such architecture, or its sizes make no trunk.
+    """
+    config = read_transformers_config(directory)
+    return StoredConfig(
+        trunk=hf_shape(config, str(directory / CONFIG_NAME)),
+        heads=heads,
+        special_tokens=special_tokens(
+            config.bos_token_id, config.eos_token_id, config.pad_token_id
+        ),
+        kind="hf",
+    )
+
+
+def read_transformers_config(directory: Path) -> PretrainedConfig:
+    """The config as ``transformers`` reads it.
+
+    Raises:
+        CheckpointError: it knows no such architecture, or would have to run code to know it, or
+            the weights are quantized.
+    """
+    path = directory / CONFIG_NAME
+    found = read_json(directory, path)
+    refuse_quantized(path, found.get("quantization_config"))
+    try:
+        with quiet_transformers():
+            config = AutoConfig.from_pretrained(
+                directory, trust_remote_code=False, local_files_only=True
+            )
+    except (ValueError, KeyError, OSError) as error:
+        raise CheckpointError(
+            f"{path}: transformers knows no model_type '{found.get('model_type')}' without "
+            "running code from the directory, which is never done."
+        ) from error
+    return cast(PretrainedConfig, config)
+
+
+def load_hf_trunk(directory: Path, shape: LlamaShape) -> tuple[HfTrunk, set[str]]:
+    """Let ``transformers`` read the weights, float32, and try the model on a few tokens.
+
+    Returns:
+        The trunk, and the names of stored tensors that are none of its own.
+
+    Raises:
+        CheckpointError: weights are pickled, absent, torn or of other shapes, or the architecture
+            cannot be a trunk.
+    """
+    tensor_files(directory)  # refuses pickles and torn files in our own words
+    config = read_transformers_config(directory)
+    try:
+        with quiet_transformers():
+            network, report = AutoModelForCausalLM.from_pretrained(
+                directory,
+                config=config,
+                dtype=torch.float32,
+                use_safetensors=True,
+                trust_remote_code=False,
+                local_files_only=True,
+                output_loading_info=True,
+            )
+    except (ValueError, RuntimeError, OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"'{directory}' cannot be loaded by transformers: {str(error).splitlines()[0]}"
+        ) from error
+    check_names(directory, report["missing_keys"], ())
+    trunk = HfTrunk(network, shape)
+    with quiet_transformers():
+        trunk.probe(f"'{directory}'")
+    return trunk, set(report["unexpected_keys"])
+
+
+def hf_trunk_config_json(
+    trunk: HfTrunk, heads: HeadsShape, tokens: SpecialTokens, dtype: str
+) -> dict[str, object]:
+    """Write the architecture's own config as it came, with our section on the heads."""
+    found: dict[str, object] = json.loads(trunk.network.config.to_json_string(use_diff=True))
+    return found | {
+        "architectures": [type(trunk.network).__name__],
+        "dtype": dtype,
+        **special_tokens_json(tokens),
+        "mtp_config": mtp_section(heads) | {"trunk": "hf"},
+    }
