@@ -122,7 +122,8 @@ def train(
     settings = _settings(config, recipe, profile, override, run_name, tags)
     from wmtp.config_check import changes_since
     from wmtp.dry_run import make_plan
-    from wmtp.job import assembled, check_start
+    from wmtp.job import assembled
+    from wmtp.opening.checks import check_start
     from wmtp.runtime.checkpoint import remove_leftovers
     from wmtp.runtime.console import Console
     from wmtp.runtime.lock import hold_run_lock
@@ -415,7 +416,9 @@ def _sources(paths: list[str], split: str, data_format: str) -> "tuple[Source, .
 
 
 def _check_model_directory(model: Path) -> None:
-    if not (model / "config.json").is_file():
+    from wmtp.model.hf_config import is_model_directory
+
+    if not is_model_directory(model):
         raise ConfigError(
             f"--model is '{model}': no model directory (it has no config.json). Give a folder such "
             "as runs/NAME/final."

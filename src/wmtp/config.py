@@ -129,16 +129,25 @@ class Run(Section):
 class Heads(Section):
     """The prediction heads beyond the trunk's own next-token output."""
 
-    kind: Literal["sequential"] = "sequential"
+    kind: Literal["sequential", "parallel", "linear"] = Field(
+        "sequential", description="a chain of blocks, blocks side by side, or one matrix each"
+    )
     horizon: int = Field(4, ge=1, le=16, description="H, tokens predicted at once")
-    hidden: Literal["post_norm", "pre_norm"] = "post_norm"
+    hidden: Literal["post_norm", "pre_norm"] = Field(
+        "post_norm", description="trunk output that feeds sequential heads"
+    )
     context: Literal["chained"] = "chained"
 
 
 class Model(Section):
     """The trunk's shape, for training from scratch, and its heads."""
 
-    kind: Literal["llama"] = "llama"
+    kind: Literal["llama", "hf"] = Field(
+        "llama", description="our own decoder, or any dense causal model run by transformers"
+    )
+    architecture: str | None = Field(
+        None, description="of kind hf from scratch: a model_type of transformers, such as gpt2"
+    )
     hidden_size: int | None = Field(None, ge=8)
     num_layers: int | None = Field(None, ge=1)
     num_heads: int | None = Field(None, ge=1)
@@ -151,6 +160,28 @@ class Model(Section):
     tie_embeddings: bool = Field(True, description="for models from scratch")
     dropout: float = Field(0.0, ge=0, lt=1)
     heads: Heads = Heads()
+
+    @model_validator(mode="after")
+    def _kind_has_its_keys(self) -> "Model":
+        if self.kind == "llama":
+            if self.architecture is not None:
+                raise ValueError("architecture is for kind hf; the llama trunk is one architecture")
+            return self
+        unused = [
+            name
+            for name in ("num_kv_heads", "intermediate_size", "rope_theta", "qk_norm")
+            if name in self.model_fields_set
+        ]
+        if unused:
+            raise ValueError(
+                f"{', '.join(unused)} cannot be chosen with kind hf: the architecture decides"
+            )
+        if self.heads.hidden == "pre_norm" and self.heads.kind == "sequential":
+            raise ValueError(
+                "heads.hidden is pre_norm, but a trunk of kind hf shows its output after the last "
+                "norm only: use post_norm"
+            )
+        return self
 
     @model_validator(mode="after")
     def _sizes_agree(self) -> "Model":

@@ -7,12 +7,12 @@ from wmtp.data.prepare import prepare_cached
 from wmtp.data.reference import load_reference, score_rows
 from wmtp.data.scores import cached_scores, scoring_rows, write_scores
 from wmtp.errors import ConfigError
-from wmtp.job import (
+from wmtp.job import open_workspace
+from wmtp.opening.checks import check_start
+from wmtp.opening.data import (
     as_source,
     check_reference,
-    check_start,
     open_tokenizer,
-    open_workspace,
     reference_key,
     shard_cache,
 )

@@ -18,6 +18,7 @@ LAYERS = [
     {"evaluate", "dry_run", "score"},
     {"train"},
     {"state", "job", "config_check"},
+    {"opening"},
     {"config"},
     {"config_files"},
     {"evaluation"},

@@ -127,6 +127,11 @@ class _ConfigJson(BaseModel):
     mtp_config: _MtpConfig | None = None
 
 
+def is_model_directory(directory: Path) -> bool:
+    """Whether a directory says what model it holds."""
+    return (directory / CONFIG_NAME).is_file() or is_meta_directory(directory)
+
+
 def read_config(directory: Path, kind: TrunkKind | None = None) -> StoredConfig:
     """Read what a model directory says about its model, and check that a trunk computes it.
 

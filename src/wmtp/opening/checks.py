@@ -1,0 +1,72 @@
+"""What can be known of a start before anything is loaded."""
+
+from pathlib import Path
+
+from wmtp.config import Recipe, Settings
+from wmtp.errors import ConfigError
+from wmtp.model.hf_config import TrunkKind, is_model_directory, read_config
+
+KEYS_WITH_A_BASE = frozenset({"kind", "heads", "dropout"})
+"""Keys of the recipe's model section that a pretrained start leaves open."""
+
+
+def check_start(settings: Settings) -> None:
+    """Check what the settings name without loading any of it.
+
+    Raises:
+        ConfigError: a model directory is missing, or sizes are missing or out of place.
+    """
+    models, model = settings.config.paths.models, settings.recipe.model
+    for key, path in (("base", models.base), ("ref", models.ref)):
+        if path is not None and not is_model_directory(Path(path)):
+            raise ConfigError(
+                f"paths.models.{key} is '{path}': no model directory (it has no config.json)."
+            )
+    if models.base is not None:
+        check_length(Path(models.base), longest_row(settings.recipe), model.kind)
+    sizes = {
+        "hidden_size": model.hidden_size,
+        "num_layers": model.num_layers,
+        "num_heads": model.num_heads,
+    }
+    missing = [name for name, value in sizes.items() if value is None]
+    default = type(model)()
+    given = [
+        name
+        for name in type(model).model_fields
+        if name not in KEYS_WITH_A_BASE and getattr(model, name) != getattr(default, name)
+    ]
+    if models.base is None and model.kind == "hf" and model.architecture is None:
+        raise ConfigError(
+            "nothing to train: set paths.models.base to a model directory, or for a model from "
+            "scratch add model.architecture, such as gpt2, to the recipe."
+        )
+    if models.base is None and missing:
+        raise ConfigError(
+            f"nothing to train: set paths.models.base to a model directory, or for a model from "
+            f"scratch add {', '.join(f'model.{name}' for name in missing)} to the recipe."
+        )
+    if models.base is not None and given:
+        raise ConfigError(
+            f"both a start and a shape are given: paths.models.base is '{models.base}', and the "
+            f"recipe has {', '.join(f'model.{name}' for name in given)}. Remove one of them."
+        )
+
+
+def check_length(directory: Path, longest: int, kind: TrunkKind | None = None) -> None:
+    """Refuse rows that are longer than a model can read.
+
+    Raises:
+        ConfigError: says how many tokens it takes.
+    """
+    most = read_config(directory, kind).trunk.max_seq_length
+    if longest > most:
+        raise ConfigError(
+            f"the model in '{directory}' reads at most {most} tokens at once, but the recipe has "
+            f"rows of {longest}. Lower data.train.max_length and data.eval.max_length."
+        )
+
+
+def longest_row(recipe: Recipe) -> int:
+    """Tokens of the longest row, in training or evaluation."""
+    return max(recipe.data.train.max_length, recipe.data.eval.max_length or 0)
