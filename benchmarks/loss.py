@@ -30,7 +30,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wmtp.loss import MEBIBYTE, Scope, Weigh, Workspace, fused_mtp_loss, measure_ce
+from wmtp.loss import Scope, Weigh, Workspace, fused_mtp_loss, measure_ce
+from wmtp.sweep import MEBIBYTE
 from wmtp.weighting import Rho1, Signals, Weighting, weigh_chunk
 
 CHUNK_ROWS = 512
@@ -163,13 +164,13 @@ def learn(
     gradient_VD = None if frozen else torch.zeros(problem.W_VD.shape)
     fused_mtp_loss(
         problem.hidden_HBSD,
-        problem.W_VD,
+        [problem.W_VD],
         problem.targets_BSH,
         problem.valid_BSH,
         weigh,
         scope,
         valid_count=problem.rows,
-        unembedding_gradient_VD=gradient_VD,
+        unembedding_gradients=[gradient_VD],
         workspace=workspace,
     ).loss.backward()
     if gradient_VD is not None:
@@ -178,7 +179,9 @@ def learn(
 
 def measure_only(problem: Problem) -> None:
     workspace = workspace_of(WORKSPACE_BYTES)
-    measure_ce(problem.hidden_HBSD, problem.W_VD, problem.targets_BSH, problem.valid_BSH, workspace)
+    measure_ce(
+        problem.hidden_HBSD, [problem.W_VD], problem.targets_BSH, problem.valid_BSH, workspace
+    )
 
 
 # what is compared -----------------------------------------------------------------------------

@@ -58,7 +58,7 @@ def measure(options: argparse.Namespace, horizon: int, extra_layers: int) -> dic
     from wmtp.model.heads import HeadsShape
     from wmtp.model.llama import LlamaShape
     from wmtp.model.multi_token import build_model
-    from wmtp.optim import build_adamw
+    from wmtp.optim import build_optimizers
     from wmtp.runtime.device import choose_device
 
     torch.set_num_threads(1)
@@ -77,8 +77,14 @@ def measure(options: argparse.Namespace, horizon: int, extra_layers: int) -> dic
         tie_embeddings=True,
     )
     model = build_model(shape, HeadsShape(horizon), seed=0)
-    optimizer = build_adamw(
-        model.named_parameters(), lr=1e-4, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0, fused=True
+    (optimizer,) = build_optimizers(
+        model.named_parameters(),
+        name="adamw",
+        lr=1e-4,
+        betas=(0.9, 0.95),
+        eps=1e-8,
+        weight_decay=0.0,
+        fused=True,
     )
     workspace = Workspace(device.loss_workspace_bytes, device.loss_chunk_rows)
     stream = torch.randint(0, options.vocab, (options.rows, options.length + horizon))
@@ -92,13 +98,13 @@ def measure(options: argparse.Namespace, horizon: int, extra_layers: int) -> dic
         matrix.grad = torch.zeros_like(matrix)
         fused_mtp_loss(
             hidden,
-            matrix,
+            [matrix],
             targets,
             valid,
             lambda _ce, _part: torch.ones_like(valid, dtype=torch.float32),
             "known",
             valid_count=float(valid.sum()),
-            unembedding_gradient_VD=matrix.grad,
+            unembedding_gradients=[matrix.grad],
             workspace=workspace,
         ).loss.backward()
         optimizer.step()

@@ -13,8 +13,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from wmtp.config import Config, Recipe, Section, SourceSpec, section_of
-from wmtp.weighting import ALGORITHMS
+from wmtp.config import Config, Recipe, SourceSpec, section_of
+from wmtp.weighting import ALGORITHMS, Weighting
 
 PAGE = Path(__file__).parent.parent / "docs" / "configuration.md"
 
@@ -55,7 +55,7 @@ def rows(model: type[BaseModel], prefix: str) -> Iterator[str]:
     """Table rows of a section and, after it, of the sections inside it."""
     for name, field in model.model_fields.items():
         inner = section_of(field.annotation)
-        if inner is not None and issubclass(inner, Section) and inner is not SourceSpec:
+        if inner is not None and inner is not SourceSpec and not issubclass(inner, Weighting):
             yield from rows(inner, f"{prefix}{name}.")
         else:
             yield (

@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from wmtp.config import Config, Recipe, Settings, section_of
 from wmtp.config_check import load_settings
 from wmtp.errors import ConfigError
-from wmtp.weighting import Rho1
+from wmtp.weighting import RandomMatched, Rho1, Shuffled
 
 RECIPE: dict[str, Any] = {
     "run": {"name": "trial", "tags": ["a", "b"]},
@@ -126,7 +126,7 @@ def test_the_nearest_key_is_named(tmp_path: Path) -> None:
         (("train", "algo"), "x", "train.algo is now called weighting.algorithm"),
         (("rho1",), {"x": 1}, "rho1 is now called weighting (algorithm: rho1-wmtp)"),
         (("optimizer",), {"lr": 1}, "optimizer is now called optim"),
-        (("weighting", "algorithm"), "rho2-wmtp", "Use baseline-mtp, column, rho1-wmtp"),
+        (("weighting", "algorithm"), "rho2-wmtp", "Use baseline-mtp, column, critic-wmtp, r"),
         (("weighting", "mode"), "skip", "weighting.mode is 'skip'"),
         (("weighting", "max_weight"), 0.5, "it should be greater than or equal to 1"),
         (("weighting",), {}, "weighting.algorithm is missing"),
@@ -185,6 +185,105 @@ def test_the_weighting_has_its_own_keys(tmp_path: Path) -> None:
     shown = settings.as_dict()["recipe"]["weighting"]
     assert shown["algorithm"] == "rho1-wmtp"
     assert shown["temperature"] == 2.0
+
+
+def with_weighting(**fields: Any) -> dict[str, Any]:
+    return {**RECIPE, "weighting": fields}
+
+
+RHO1 = {"algorithm": "rho1-wmtp", "temperature": 2.0}
+
+
+def test_a_weighting_around_another_is_built_and_written_back(tmp_path: Path) -> None:
+    inner = {"algorithm": "shuffled", "around": RHO1}
+    recipe = with_weighting(algorithm="random_matched", around=inner, decay=0.5)
+    settings = load(tmp_path, recipe=recipe)
+    expected = RandomMatched(around=Shuffled(around=Rho1(temperature=2.0)), decay=0.5)
+    assert settings.recipe.weighting == expected
+    assert settings.algorithm == "random_matched"
+    shown = settings.as_dict()["recipe"]
+    assert shown["weighting"]["around"]["around"]["algorithm"] == "rho1-wmtp"
+    assert shown["weighting"]["around"]["around"]["temperature"] == 2.0
+    assert load(tmp_path, recipe=shown).recipe == settings.recipe
+    changed = load(tmp_path, "recipe.weighting.around.around.temperature=3", recipe=recipe)
+    assert changed.as_dict()["recipe"]["weighting"]["around"]["around"]["temperature"] == 3.0
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({}, "weighting.around is missing."),
+        ({"around": "rho1-wmtp"}, "weighting.around.algorithm is missing. Use for instance"),
+        ({"around": {"temperature": 1}}, "weighting.around.algorithm is missing. Use for instance"),
+        (
+            {"around": {"algorithm": "rho2"}},
+            "weighting.around.algorithm is 'rho2': no such algorithm",
+        ),
+        (
+            {"around": {**RHO1, "temprature": 1}},
+            "weighting.around.temprature: no such key. Did you mean temperature?",
+        ),
+        (
+            {"around": {**RHO1, "max_weight": 0}},
+            "weighting.around.max_weight is 0: it should be greater than or equal to 1",
+        ),
+        (
+            {"around": {"algorithm": "shuffled", "around": {**RHO1, "mode": "skip"}}},
+            "weighting.around.around.mode is 'skip'",
+        ),
+        (
+            {"around": {"algorithm": "./gone.py"}},
+            "weighting.around.algorithm is './gone.py': no such file",
+        ),
+    ],
+)
+def test_a_fault_inside_a_weighting_around_another_has_its_place(
+    tmp_path: Path, fields: dict[str, Any], message: str
+) -> None:
+    (line,) = faults(tmp_path, recipe=with_weighting(algorithm="shuffled", **fields))
+    assert message in line
+    assert "recipe.yaml:" in line
+
+
+def test_inner_and_outer_faults_come_at_once(tmp_path: Path) -> None:
+    recipe = with_weighting(
+        algorithm="random_matched", around={**RHO1, "mode": "skip"}, decay=1.0, sed=1
+    )
+    found = faults(tmp_path, recipe=recipe)
+    for part in ("weighting.around.mode", "weighting.decay is 1.0", "weighting.sed: no such key"):
+        assert any(part in line for line in found), (part, found)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"value_loss": "bce", "spread": "uniform"}, "weighting: value_loss 'bce' estimates"),
+        ({"spread": "uniform"}, "weighting: value_loss 'pairwise' estimates"),
+        ({"stage1": {"max_step": 1}}, "weighting.stage1.max_step: no such key. Did you mean max"),
+        ({"stage1": {"patience": 0}}, "weighting.stage1.patience is 0: it should be greater"),
+        ({"gamma": 1.5}, "weighting.gamma is 1.5: it should be less than or equal to 1"),
+        ({"beta": 0.0}, "weighting.beta is 0.0: it should be greater than 0"),
+        ({"reward": "pair"}, "Did you mean pairs?"),
+    ],
+)
+def test_a_fault_in_the_critic_says_what_is_allowed(
+    tmp_path: Path, fields: dict[str, Any], message: str
+) -> None:
+    found = faults(tmp_path, recipe=with_weighting(algorithm="critic-wmtp", **fields))
+    assert any(message in line for line in found), found
+
+
+def test_a_weighting_of_ones_own_is_written_back_by_its_file(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from wmtp.weighting import Weighting\n"
+        "class Mine(Weighting):\n"
+        "    scope = 'known'\n"
+        "    depth: int = 3\n"
+        "    def weights(self, signals): return signals.valid_BSH.float()\n"
+    )
+    inner = {"algorithm": "./mine.py", "depth": 4}
+    settings = load(tmp_path, recipe=with_weighting(algorithm="shuffled", around=inner))
+    assert settings.as_dict()["recipe"]["weighting"] == {"algorithm": "shuffled", "around": inner}
 
 
 def test_head_scale_defaults_to_three_tenths_for_the_extra_heads(tmp_path: Path) -> None:

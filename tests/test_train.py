@@ -19,9 +19,10 @@ def moving_with(scale: float) -> Moving:
     scaler = torch.amp.GradScaler("cpu", init_scale=scale)
     scaler.scale(torch.zeros(()))
     device = choose_device("cpu", "fp32")
-    optimizer = torch.optim.AdamW(model.parameters())
+    optimizers = (torch.optim.AdamW(model.parameters()),)
     never = torch.full((), torch.inf)
-    return Moving(model, optimizer, scaler, Window(1, device), Progress(step=40), never)
+    window, progress = Window(1, device), Progress(step=40)
+    return Moving(model, None, optimizers, scaler, window, progress, {}, never)
 
 
 def test_an_fp16_run_whose_every_gradient_overflows_ends() -> None:

@@ -124,7 +124,7 @@ def train(
     from wmtp.dry_run import make_plan
     from wmtp.job import assembled
     from wmtp.opening.checks import check_start
-    from wmtp.runtime.checkpoint import remove_leftovers
+    from wmtp.runtime.checkpoint import list_checkpoints, remove_leftovers
     from wmtp.runtime.console import Console
     from wmtp.runtime.lock import hold_run_lock
     from wmtp.runtime.run_folder import create_run_folder, open_run_folder
@@ -141,8 +141,12 @@ def train(
     folder = (open_run_folder if resume else create_run_folder)(base_path, name)
     with hold_run_lock(folder.lock_file, name), Console(folder.log_file) as console:
         remove_leftovers(folder.checkpoints)
-        checkpoint = _checkpoint(resume, folder.checkpoints, console.warning) if resume else None
-        if checkpoint is not None:
+        in_stage1 = resume == NEWEST and not list_checkpoints(folder.checkpoints)
+        in_stage1 = in_stage1 and folder.stage1.root.is_dir()  # it goes on from its own checkpoints
+        checkpoint = None
+        if resume and not in_stage1:
+            checkpoint = _checkpoint(resume, folder.checkpoints, console.warning)
+        if resume:
             for line in changes_since(folder.settings_file, settings):
                 console.warning(line)
         console.line(f"run folder {folder.root}")
@@ -313,6 +317,34 @@ def generate(
         + (f" ({ended})" if ended else ""),
         file=sys.stderr,
     )
+
+
+@app.command()
+def average(
+    run: Annotated[Path, typer.Argument(help="Folder of the run, such as runs/NAME.")],
+    last: Annotated[int, typer.Option(min=1, help="How many of its newest good checkpoints.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to write; RUN/average if absent.")
+    ] = None,
+    verbose: Verbose = False,
+) -> None:
+    """Write the mean of a run's last models as a model directory."""
+    from wmtp.average import AVERAGE_NAME, average_checkpoints, newest_good_checkpoints
+    from wmtp.runtime.lock import hold_run_lock
+    from wmtp.runtime.run_folder import RunFolder
+
+    folder = RunFolder(run.resolve())
+    if not folder.checkpoints.is_dir():
+        raise ConfigError(
+            f"'{run}' is no run folder (it has no checkpoints/). Give a folder such as runs/NAME."
+        )
+    target = out or run / AVERAGE_NAME
+    with hold_run_lock(folder.lock_file, folder.name):  # training removes old checkpoints
+        chosen, refused = newest_good_checkpoints(folder.checkpoints, last)
+        for bad, reason in refused:
+            print(f"warning: checkpoint {bad.name} {reason}: not used", file=sys.stderr)
+        average_checkpoints(chosen, target)
+    print(f"{target}: mean of {', '.join(path.name for path in chosen)}")
 
 
 # data ---------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from pydantic import (
     ConfigDict,
     Field,
     InstanceOf,
+    SerializeAsAny,
     model_validator,
 )
 
@@ -72,6 +73,7 @@ class ModelPaths(Section):
 
     base: str | None = Field(None, description="where training starts; empty means from scratch")
     ref: str | None = Field(None, description="reference model of rho1-wmtp")
+    rm: str | None = Field(None, description="reward model of critic-wmtp, where it needs one")
 
 
 class Checkpoints(Section):
@@ -202,9 +204,15 @@ class Model(Section):
 class SourceSpec(Section):
     """Where documents come from; a bare string is its path."""
 
-    path: str = Field(min_length=1, description="file, folder, shards, or a NAME of paths.datasets")
+    path: str = Field(
+        min_length=1,
+        description="file, folder, shards, a NAME of paths.datasets, or ORG/NAME of the hub",
+    )
     split: Literal["all", "train", "validation", "test", "prompt"] = "all"
-    format: Literal["auto", "mbpp", "jsonl", "text", "tree"] = "auto"
+    format: Literal["auto", "mbpp", "humaneval", "contest", "jsonl", "text", "tree"] = "auto"
+    solutions: Literal["correct", "all"] = Field(
+        "correct", description="of a contest: correct programs, or all of them with a reward"
+    )
 
 
 def _as_source(value: Any) -> Any:
@@ -237,6 +245,12 @@ class EvalData(Section):
     max_rows: int | None = Field(None, ge=1, description="measure only so many, evenly spread")
 
 
+class RewardData(Section):
+    """What the value head of critic-wmtp learns from, before the model is trained."""
+
+    sources: Sources = Field((), description="documents with rewards; default: data.train.sources")
+
+
 class Data(Section):
     """Text in, rows of tokens out."""
 
@@ -245,12 +259,28 @@ class Data(Section):
     )
     train: TrainData
     eval: EvalData = EvalData()
+    rewards: RewardData = RewardData()
+
+
+class Anneal(Section):
+    """How the heads' factors move while training."""
+
+    to: Floats | None = Field(None, description="loss.head_scale at the end; null: it stays")
+    begin: float = Field(0.0, ge=0, le=1, description="share of all steps when it starts to move")
+    end: float = Field(1.0, ge=0, le=1, description="share of all steps when it has arrived")
+
+    @model_validator(mode="after")
+    def _in_order(self) -> "Anneal":
+        if self.end < self.begin:
+            raise ValueError(f"end {self.end} is before begin {self.begin}")
+        return self
 
 
 class Loss(Section):
     """The weighted multi-token loss."""
 
     head_scale: Floats | None = Field(None, description="one factor per head; default 1, 0.3, ...")
+    anneal: Anneal = Anneal()
     chunk_rows: int | None = Field(None, ge=1, description="rows of logits at a time")
 
 
@@ -273,6 +303,9 @@ class Train(Section):
     freeze: Literal["none", "trunk"] = "none"
     eval_interval: int | None = Field(None, ge=1, description="steps between evaluations")
     early_stopping: EarlyStopping = EarlyStopping()
+    average_last: int | None = Field(
+        None, ge=2, description="at the end write average/, the mean of so many checkpoints"
+    )
 
     @model_validator(mode="after")
     def _one_length(self) -> "Train":
@@ -284,8 +317,13 @@ class Train(Section):
 class Optim(Section):
     """The optimizer and its schedule."""
 
-    name: Literal["adamw"] = "adamw"
+    name: Literal["adamw", "muon"] = Field(
+        "adamw", description="muon moves hidden matrices, AdamW all else"
+    )
     lr: float = Field(3e-4, gt=0, le=10)
+    value_lr: float | None = Field(
+        None, gt=0, le=10, description="of the value head; default: lr, and 1e-3 in stage 1"
+    )
     weight_decay: float = Field(0.1, ge=0, le=1)
     betas: Annotated[tuple[float, float], BeforeValidator(_as_tuple)] = (0.9, 0.95)
     eps: float = Field(1e-8, gt=0, lt=1)
@@ -310,7 +348,9 @@ class Recipe(Section):
     run: Run = Run()
     model: Model = Model()
     data: Data
-    weighting: InstanceOf[Weighting] = Field(description="algorithm: and that algorithm's keys")
+    weighting: SerializeAsAny[InstanceOf[Weighting]] = Field(
+        description="algorithm: and that algorithm's keys"
+    )
     loss: Loss = Loss()
     train: Train
     optim: Optim = Optim()
@@ -323,12 +363,15 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _parts_agree(self) -> "Recipe":
         horizon = self.model.heads.horizon
-        scale = self.head_scale
-        if len(scale) != horizon or min(scale) < 0 or max(scale) <= 0:
-            raise ValueError(
-                f"loss.head_scale {list(scale)} must have {horizon} factors of at least 0, "
-                "not all 0, one per head (model.heads.horizon)"
-            )
+        for key, scale in (
+            ("loss.head_scale", self.head_scale),
+            ("loss.anneal.to", self.loss.anneal.to),
+        ):
+            if scale and (len(scale) != horizon or min(scale) < 0 or max(scale) <= 0):
+                raise ValueError(
+                    f"{key} {list(scale)} must have {horizon} factors of at least 0, "
+                    "not all 0, one per head (model.heads.horizon)"
+                )
         if self.train.freeze == "trunk" and horizon == 1:
             raise ValueError(
                 "train.freeze is 'trunk' but model.heads.horizon is 1: nothing to train"
@@ -352,14 +395,15 @@ class Settings(Section):
 
     config: Config
     recipe: Recipe
-    algorithm: str
+
+    @property
+    def algorithm(self) -> str:
+        """What the recipe calls its weighting."""
+        return self.recipe.weighting.algorithm
 
     def as_dict(self) -> dict[str, Any]:
         """The effective settings as plain values, as written to ``run.yaml``."""
-        recipe = self.recipe.model_dump(mode="json")
-        fields = self.recipe.weighting.model_dump(mode="json")
-        recipe["weighting"] = {"algorithm": self.algorithm, **fields}
-        return {"config": self.config.model_dump(mode="json"), "recipe": recipe}
+        return self.model_dump(mode="json")
 
 
 def section_of(annotation: Any) -> type[BaseModel] | None:

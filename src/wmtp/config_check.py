@@ -59,12 +59,12 @@ def load_settings(
     faults += config.errors + recipe.errors
 
     checked_config = _check(Config, config, faults)
-    algorithm, weighting = _check_weighting(recipe, Path(recipe_path).parent, faults)
+    weighting = _check_weighting(recipe, "weighting", Path(recipe_path).parent, faults)
     recipe.values["weighting"] = weighting
     checked_recipe = _check(Recipe, recipe, faults)
     if faults or checked_config is None or checked_recipe is None:
         raise ConfigError("\n".join(dict.fromkeys(faults)))
-    return Settings(config=checked_config, recipe=checked_recipe, algorithm=algorithm)
+    return Settings(config=checked_config, recipe=checked_recipe)
 
 
 FIXED_AT_START = ("recipe.model.", "recipe.data.tokenizer", "config.devices.seed")
@@ -129,28 +129,41 @@ def _override(config: Document, recipe: Document, text: str, faults: list[str]) 
     document.set(key, value, f"--set {text}")
 
 
-def _check_weighting(recipe: Document, folder: Path, faults: list[str]) -> tuple[str, Weighting]:
-    fields = recipe.values.get("weighting")
-    origin = recipe.origin(("weighting",))
+def _check_weighting(
+    document: Document, name: str, folder: Path, faults: list[str], prefix: Key = ()
+) -> Weighting:
+    """The weighting at a key, ``Baseline`` after a fault; one around another is built inside out.
+
+    Args:
+        document: the recipe, or the section of the weighting around this one.
+        name: its key in the document.
+        folder: where the recipe lies.
+        faults: what is wrong is added here.
+        prefix: where in the recipe the document begins.
+    """
+    fields = document.values.get(name)
+    dotted = ".".join(str(part) for part in (*prefix, name))
     if not isinstance(fields, dict) or not isinstance(fields.get("algorithm"), str):
-        if recipe.readable and not recipe.errors:
+        if document.readable and not document.errors:
             faults.append(
-                f"{origin}: weighting.algorithm is missing. Use for instance baseline-mtp."
+                f"{document.origin((name,))}: {dotted}.algorithm is missing. "
+                f"Use for instance {'rho1-wmtp' if prefix else 'baseline-mtp'}."
             )
-        return "baseline-mtp", Baseline()
-    algorithm: str = fields["algorithm"]
+        return Baseline()
     try:
-        kind = find_weighting(algorithm, folder)
+        kind = find_weighting(fields["algorithm"], folder, key=f"{dotted}.algorithm")
     except ConfigError as error:
-        faults.append(f"{recipe.origin(('weighting', 'algorithm'))}: {error}")
-        return algorithm, Baseline()
-    inner = Document(
+        faults.append(f"{document.origin((name, 'algorithm'))}: {error}")
+        return Baseline()
+    section = Document(
         values={key: value for key, value in fields.items() if key != "algorithm"},
-        origins={
-            key[1:]: place for key, place in recipe.origins.items() if key[:1] == ("weighting",)
-        },
+        origins={key[1:]: place for key, place in document.origins.items() if key[:1] == (name,)},
     )
-    return algorithm, _check(kind, inner, faults, prefix=("weighting",)) or Baseline()
+    prefix = (*prefix, name)
+    for key, field in kind.model_fields.items():
+        if field.annotation is Weighting and key in section.values:
+            section.values[key] = _check_weighting(section, key, folder, faults, prefix)
+    return _check(kind, section, faults, prefix) or Baseline()
 
 
 def _check(model: type[M], document: Document, faults: list[str], prefix: Key = ()) -> M | None:

@@ -4,9 +4,8 @@ import time
 from dataclasses import dataclass
 
 from wmtp.job import Job
-from wmtp.optim import clip_gradients
 from wmtp.state import checkpoint_bytes
-from wmtp.train import is_due, learn, scaled_count, set_in_motion
+from wmtp.train import is_due, learn, set_in_motion, share_of, trained, update
 
 
 @dataclass(frozen=True)
@@ -69,18 +68,17 @@ def make_plan(job: Job) -> Plan:
     job.model.train()
     with job.training_batches(start_row=0) as batches:
         batch = next(batches)
-    count = scaled_count([batch], recipe.head_scale)
+    share = share_of(job, moving, [batch])
     here = batch.to(device.torch_device)
-    output = learn(job, here, count, 1.0)  # the first one pays for buffers and warm caches
+    output = learn(job, moving, here, share)  # the first one pays for buffers and warm caches
     started = time.perf_counter()
-    learn(job, here, count, 1.0)
+    learn(job, moving, here, share)
     device.synchronize()
     forward_backward = time.perf_counter() - started
     started = time.perf_counter()
-    clip_gradients(job.trained_parameters, recipe.optim.grad_clip)
-    moving.optimizer.step()
+    update(moving, recipe.optim.grad_clip)
     device.synchronize()
-    update = time.perf_counter() - started
+    updating = time.perf_counter() - started
 
     saved = checkpoint_bytes(job.model)
     kept = settings.config.paths.checkpoints.keep_last + 1
@@ -88,7 +86,7 @@ def make_plan(job: Job) -> Plan:
     return Plan(
         device=device.name,
         parameters=job.model.num_parameters,
-        trained_parameters=sum(p.numel() for p in job.trained_parameters),
+        trained_parameters=sum(p.numel() for p in trained(job.model)),
         training_rows=len(job.train_rows),
         training_tokens=job.train_rows.tokens,
         steps=job.max_steps,
@@ -96,7 +94,7 @@ def make_plan(job: Job) -> Plan:
         targets_per_row=sum(batch.valid_counts_H) / len(batch.rows),
         loss=output.loss.item(),
         micro_batch_seconds=forward_backward,
-        update_seconds=update,
+        update_seconds=updating,
         peak_memory_bytes=device.peak_memory_bytes(),
         disk_bytes=saved * kept + weights,
         evaluations=sum(

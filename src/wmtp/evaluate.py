@@ -60,7 +60,11 @@ def evaluate(
     model = load_model(directory).to(device.torch_device).eval()
     length = min(max_length, model.trunk_shape.max_seq_length)
     workspace = Workspace(
-        device.loss_workspace_bytes, device.loss_chunk_rows, exact_counts=device.exact_counts
+        device.loss_workspace_bytes,
+        device.loss_chunk_rows,
+        exact_counts=device.exact_counts,
+        product_dtype=device.loss_product_dtype,
+        kernel=device.loss_kernel,
     )
     result: dict[str, Any] = {
         "model": str(directory),

@@ -4,12 +4,12 @@ import math
 import tempfile
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from wmtp import __version__
 from wmtp.config import Recipe, Settings
@@ -20,6 +20,7 @@ from wmtp.data.rows import Rows
 from wmtp.data.tokenizer import TextTokenizer
 from wmtp.loss import Workspace
 from wmtp.model.multi_token import MultiTokenModel
+from wmtp.model.value_head import ValueHead, build_value_head
 from wmtp.opening.checks import check_start
 from wmtp.opening.data import (
     Report,
@@ -30,7 +31,9 @@ from wmtp.opening.data import (
     shard_cache,
 )
 from wmtp.opening.model import open_model
+from wmtp.opening.rewards import ValueData, document_rewards, open_value_data
 from wmtp.runtime.device import Device, choose_device
+from wmtp.weighting import find_critic
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,9 @@ class Job:
         train_rows: what is learned.
         eval_rows: what is measured; None if the recipe names no evaluation data.
         reference: the reference model, if the weighting needs one and no cached scores serve.
+        value_head: estimates of how well a document ends, if the weighting needs them; what is in
+            it comes from stage 1 or a checkpoint.
+        value_data: what it learns from in stage 1, if that is still to be done.
         workspace: scratch memory of the loss.
         max_steps: optimizer steps of the whole run.
     """
@@ -56,6 +62,8 @@ class Job:
     train_rows: Rows
     eval_rows: Rows | None
     reference: Reference | None
+    value_head: ValueHead | None
+    value_data: ValueData | None
     workspace: Workspace
     max_steps: int
 
@@ -63,11 +71,6 @@ class Job:
     def rows_per_step(self) -> int:
         """Rows of data in one optimizer step."""
         return rows_per_step(self.settings.recipe)
-
-    @property
-    def trained_parameters(self) -> list[nn.Parameter]:
-        """The parameters that move."""
-        return [p for p in self.model.parameters() if p.requires_grad]
 
     def training_batches(self, start_row: int) -> AbstractContextManager[Iterator[Batch]]:
         """Micro-batches from a position in the data on, without end."""
@@ -146,6 +149,15 @@ def assembled(
             settings, tokenizer, cache, device, workspace, report
         )
         eval_rows = open_evaluation_data(settings, tokenizer, cache, report)
+        value_data = None
+        critic = find_critic(recipe.weighting)
+        if critic is not None:
+            rewards = document_rewards(
+                settings, critic, train_rows.shards, tokenizer, device, report
+            )
+            train_rows = replace(train_rows, rewards=rewards)
+            if critic.value_head is None and checkpoint is None:
+                value_data = open_value_data(settings, critic, tokenizer, cache, device, report)
         steps = recipe.train.max_steps or math.ceil(
             (recipe.train.num_epochs or 1) * len(train_rows) / rows_per_step(recipe)
         )
@@ -157,16 +169,23 @@ def assembled(
         if config.devices.use_torch_compile:
             model.compile_trunk()
         report(f"model: {model.num_parameters:,} parameters on {device.name}")
+        value_head = None
+        if critic is not None:
+            width, output = model.trunk_shape.hidden_size, critic.value_output
+            value_head = build_value_head(width, output, config.devices.seed)
+            value_head.to(device.torch_device)
         yield Job(
-            settings,
-            device,
-            tokenizer,
-            model,
-            train_rows,
-            eval_rows,
-            reference,
-            workspace,
-            steps,
+            settings=settings,
+            device=device,
+            tokenizer=tokenizer,
+            model=model,
+            train_rows=train_rows,
+            eval_rows=eval_rows,
+            reference=reference,
+            value_head=value_head,
+            value_data=value_data,
+            workspace=workspace,
+            max_steps=steps,
         )
 
 
@@ -176,4 +195,6 @@ def open_workspace(settings: Settings, device: Device) -> Workspace:
         device.loss_workspace_bytes,
         settings.recipe.loss.chunk_rows or device.loss_chunk_rows,
         exact_counts=device.exact_counts,
+        product_dtype=device.loss_product_dtype,
+        kernel=device.loss_kernel,
     )

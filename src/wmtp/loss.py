@@ -84,7 +84,8 @@ class LossOutput:
 
     Attributes:
         loss: scalar float32; add it to others and call ``backward()``, but do not multiply it
-            (see ``fused_mtp_loss``).
+            (see ``fused_mtp_loss``). It requires no gradient where only matrices learn: theirs is
+            there already.
         ce_BSH: cross-entropy in nats, float32, 0 where it was not measured.
         weights_BSH: the weights used, float32, 0 where not valid.
         measured_BSH: True where ``ce_BSH`` holds a measurement: valid, and not known beforehand
@@ -103,7 +104,7 @@ class LossOutput:
 
 def fused_mtp_loss(
     hidden_HBSD: Sequence[Tensor],
-    unembedding_VD: Tensor,
+    unembeddings: Sequence[Tensor],
     targets_BSH: Tensor,
     valid_BSH: Tensor,
     weigh: Weigh,
@@ -111,13 +112,15 @@ def fused_mtp_loss(
     *,
     valid_count: float,
     head_scale: Sequence[float] | None = None,
-    unembedding_gradient_VD: Tensor | None = None,
+    unembedding_gradients: Sequence[Tensor | None] | None = None,
     workspace: Workspace | None = None,
     loss_scale: float = 1.0,
+    kept_fraction: float = 1.0,
+    valid_targets: int | None = None,
 ) -> LossOutput:
     """``weighted_mtp_loss`` and its gradients in one pass over the targets.
 
-    For a chunk of rows ``X`` (targets, all heads mixed) and logits ``Z = X @ W.T``::
+    For a chunk of rows ``X`` (targets of all heads that share ``W``) and logits ``Z = X @ W.T``::
 
         m = rowmax(Z);  P = softmax(Z)                      in place
         ce = m - log(rowmax(P)) - Z[target]                 exact: rowmax(P) >= 1/V
@@ -126,25 +129,31 @@ def fused_mtp_loss(
 
     The weight touches ``[rows, D]`` only, never ``[rows, V]``. Gradients are computed here, in
     the forward pass: those of the hidden states are handed over in ``backward()``; that of the
-    unembedding is **added to** ``unembedding_gradient_VD`` (pass ``W.grad``), so that no second
+    unembedding is **added to** ``unembedding_gradients`` (pass ``W.grad``), so that no second
     ``[V, D]`` tensor exists. Therefore the returned loss must reach ``backward()`` with
     gradient 1, which is checked: scale through ``loss_scale``, divide through ``valid_count``.
 
     Args:
         hidden_HBSD: H tensors ``[B, S, D]``, normed, ready for the unembedding.
-        unembedding_VD: the matrix shared by the heads.
+        unembeddings: one matrix ``[V, D]`` shared by the heads, or one for each head; the same
+            tensor may stand there more than once.
         targets_BSH: int64, token ``s + 1 + h``; any value where not valid.
         valid_BSH: True where the target exists and is to be learned.
         weigh: gives the weights, see ``Weigh``.
         scope: what the weights depend on; decides the schedule.
         valid_count: ``N`` of the whole optimizer step, each target counted with its head's scale.
         head_scale: ``c``, one factor per head, at least 0; 1 when absent.
-        unembedding_gradient_VD: float32 accumulator, or None if the unembedding is frozen.
+        unembedding_gradients: for each unembedding its float32 accumulator, or None if it is
+            frozen; None alone if all are.
         workspace: scratch memory; keep one for the run.
         loss_scale: factor of the gradients alone (fp16 loss scaling), not of ``loss``.
+        kept_fraction: the most that the weighting gives a weight of a row's valid targets. It
+            saves work where ``Workspace.exact_counts`` is False and heads share one matrix.
+        valid_targets: number of valid targets here, where it is known without asking the device;
+            it saves work in the same places.
 
     Raises:
-        ValueError: shapes do not agree, or no hidden state wants a gradient.
+        ValueError: shapes do not agree, or neither a hidden state nor a matrix wants a gradient.
 
     Source:
         The idea of gradients in the forward pass: Hsu et al. 2024 (arXiv:2410.10989).
@@ -158,14 +167,23 @@ def fused_mtp_loss(
     scale_H = [1.0] * H if head_scale is None else list(head_scale)
     if len(scale_H) != H or min(scale_H) < 0:
         raise ValueError(f"head_scale must be {H} factors of at least 0, not {scale_H}")
-    if not any(x.requires_grad for x in hidden_HBSD):
-        raise ValueError("no hidden state requires a gradient: use measure_ce to measure only")
-    sweep = Sweep(hidden_HBSD, unembedding_VD, targets_BSH, valid_BSH, workspace or Workspace())
+    gradients = (
+        [None] * len(unembeddings) if unembedding_gradients is None else unembedding_gradients
+    )
+    if len(gradients) != len(unembeddings):
+        raise ValueError(f"{len(unembeddings)} unembeddings, but {len(gradients)} gradients")
+    if not any(x.requires_grad for x in hidden_HBSD) and all(g is None for g in gradients):
+        raise ValueError("nothing requires a gradient: use measure_ce to measure only")
+    if not 0 < kept_fraction <= 1:
+        raise ValueError(f"kept_fraction is {kept_fraction}; it must be above 0 and at most 1")
+    sweep = Sweep(hidden_HBSD, unembeddings, targets_BSH, valid_BSH, workspace or Workspace())
     sweep.ask_for_gradients(
-        unembedding_gradient_VD,
+        gradients,
         trained_H=[x.requires_grad for x in hidden_HBSD],
         scale_H=scale_H,
         factor=loss_scale / valid_count if valid_count > 0 else 0.0,
+        kept_fraction=kept_fraction,
+        valid_targets=valid_targets,
     )
     run = {"known": sweep.known, "token": sweep.token, "sequence": sweep.sequence}[scope]
     loss: Tensor = _HandOver.apply(  # type: ignore[no-untyped-call]
@@ -184,17 +202,19 @@ def fused_mtp_loss(
 @torch.no_grad()
 def measure_ce(
     hidden_HBSD: Sequence[Tensor],
-    unembedding_VD: Tensor,
+    unembeddings: Sequence[Tensor],
     targets_BSH: Tensor,
     valid_BSH: Tensor,
     workspace: Workspace | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Cross-entropy of every valid target and whether it was the likeliest: one product a row.
 
+    Args are those of ``fused_mtp_loss``.
+
     Returns:
         ``(ce_BSH, correct_BSH)``: float32 nats and bool, both 0 where not valid.
     """
-    sweep = Sweep(hidden_HBSD, unembedding_VD, targets_BSH, valid_BSH, workspace or Workspace())
+    sweep = Sweep(hidden_HBSD, unembeddings, targets_BSH, valid_BSH, workspace or Workspace())
     sweep.measure(sweep.where_free(sweep.rows_R, sweep.valid_R))
     return sweep.ce_R.view_as(targets_BSH), sweep.correct_R.view_as(targets_BSH)
 
@@ -212,8 +232,8 @@ class _HandOver(torch.autograd.Function):
     ) -> Tensor:
         run()
         ctx.sweep = sweep
-        terms_R = sweep.factor_R * sweep.weights_R * sweep.ce_R
-        return terms_R.sum() / loss_scale
+        terms_R = sweep.scale_R * sweep.weights_R * sweep.ce_R
+        return terms_R.sum() * (sweep.factor / loss_scale)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:

@@ -1,13 +1,21 @@
 """Which parameters move, by which rule, and how fast at which step."""
 
 import math
-from collections.abc import Iterable
-from typing import Literal
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 Scheduler = Literal["constant", "cosine", "wsd"]
+OptimizerName = Literal["adamw", "muon"]
+Optimizers = Sequence[torch.optim.Optimizer]
+
+VALUE_HEAD = "value_head."
+STATE_NAMES: dict[type[torch.optim.Optimizer], tuple[str, ...]] = {
+    torch.optim.AdamW: ("step", "exp_avg", "exp_avg_sq"),
+    torch.optim.Muon: ("momentum_buffer",),
+}
 
 
 def learning_rate(
@@ -55,39 +63,204 @@ def _progress(step: int, start: int, end: int) -> float:
     return min(1.0, max(0.0, (step - start) / max(1, end - start)))
 
 
-def build_adamw(
+def head_scale_at(
+    step: int,
+    *,
+    start: tuple[float, ...],
+    end: tuple[float, ...] | None,
+    begin_step: int,
+    end_step: int,
+) -> tuple[float, ...]:
+    """``c``, one factor per head, of optimizer step ``step`` (the first is 0).
+
+    ``start`` up to ``begin_step``, linearly to ``end`` at ``end_step``, and ``end`` from there on;
+    always ``start`` if there is no ``end``. ``N`` counts each target with its head's factor, so
+    that the loss stays a weighted mean while the factors move.
+
+    Raises:
+        ValueError: the two have different lengths, or the end comes before the beginning.
+
+    Example:
+        >>> def scale(step):
+        ...     return head_scale_at(
+        ...         step, start=(1.0, 0.5), end=(1.0, 0.0), begin_step=10, end_step=20
+        ...     )
+        >>> [scale(step) for step in (0, 10, 15, 20, 99)]
+        [(1.0, 0.5), (1.0, 0.5), (1.0, 0.25), (1.0, 0.0), (1.0, 0.0)]
+    """
+    if end is None:
+        return start
+    if len(start) != len(end) or end_step < begin_step:
+        raise ValueError(
+            f"head_scale goes from {start} at step {begin_step} to {end} at step {end_step}: it "
+            "needs as many factors at both ends, and an end that is not before the beginning"
+        )
+    if step >= end_step:  # the numbers as they were given: a factor of 0 is 0
+        return end
+    done = _progress(step, begin_step, end_step)
+    return tuple(a + (b - a) * done for a, b in zip(start, end, strict=True))
+
+
+def build_optimizers(
     named_parameters: Iterable[tuple[str, nn.Parameter]],
     *,
+    name: OptimizerName,
     lr: float,
     betas: tuple[float, float],
     eps: float,
     weight_decay: float,
     fused: bool,
-) -> torch.optim.AdamW:
-    """AdamW over the parameters that want gradients; weight decay on matrices only.
+    value_lr: float | None = None,
+) -> tuple[torch.optim.Optimizer, ...]:
+    """The optimizers of the parameters that want gradients: AdamW, or Muon and AdamW.
 
-    Gains of norms are vectors and are not decayed. The learning rate is a number set before each
-    step, not a tensor, so that the schedule needs no state of its own.
+    ``adamw`` moves everything. With ``muon`` the hidden matrices (``hidden_matrices``) go to Muon
+    and all else to AdamW. Muon's steps are scaled to the size that AdamW's have, so that one
+    learning rate and one weight decay serve both. Weight decay is on matrices only: gains of
+    norms are vectors. Learning rates are numbers set before each step, not tensors, so that the
+    schedule needs no state of its own.
+
+    Args:
+        named_parameters: all of the model, frozen ones too: their names and shapes tell which
+            matrices are tables.
+        name: the rule for hidden matrices.
+        lr: peak learning rate.
+        betas: AdamW's. Muon's momentum is 0.95, with Nesterov's correction.
+        eps: AdamW's.
+        weight_decay: of matrices.
+        fused: AdamW in one kernel, which ``step_optimizers`` needs to hold an update back.
+        value_lr: peak learning rate of the value head (``value_head.*``, which AdamW moves);
+            ``lr`` if None. It follows the same schedule.
+
+    Raises:
+        ValueError: no parameter wants a gradient.
 
     Source:
-        Loshchilov and Hutter 2019 (arXiv:1711.05101).
+        AdamW: Loshchilov and Hutter 2019 (arXiv:1711.05101). Muon: Jordan 2024
+        (kellerjordan.github.io/posts/muon); its step size: Liu et al. 2025 (arXiv:2502.16982).
     """
-    trained = [(name, p) for name, p in named_parameters if p.requires_grad]
-    matrices = [p for _, p in trained if p.dim() >= 2]
-    vectors = [p for _, p in trained if p.dim() < 2]
-    groups = [
-        {"params": matrices, "weight_decay": weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]], lr=lr, betas=betas, eps=eps, fused=fused
+    named = list(named_parameters)
+    trained = {n: p for n, p in named if p.requires_grad}
+    if not trained:
+        raise ValueError("no parameter wants a gradient, so there is nothing to optimize")
+    on_muon = hidden_matrices(named) & trained.keys() if name == "muon" else frozenset[str]()
+    groups = _adamw_groups(
+        {n: p for n, p in trained.items() if n not in on_muon},
+        lr=lr,
+        weight_decay=weight_decay,
+        value_scale=1.0 if value_lr is None else value_lr / lr,
     )
+    optimizers: list[torch.optim.Optimizer] = []
+    if on_muon:
+        hidden = {"params": [p for n, p in trained.items() if n in on_muon], "lr_scale": 1.0}
+        optimizers.append(
+            torch.optim.Muon(
+                [hidden], lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"
+            )
+        )
+    if groups:
+        optimizers.append(torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=fused))
+    return tuple(optimizers)
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Use this rate in the next step."""
+def _adamw_groups(
+    parameters: dict[str, nn.Parameter], *, lr: float, weight_decay: float, value_scale: float
+) -> list[dict[str, Any]]:
+    """Matrices and vectors, of the model and of the value head: up to four groups."""
+    groups: list[dict[str, Any]] = []
+    for of_value_head, scale in ((False, 1.0), (True, value_scale)):
+        chosen = [p for n, p in parameters.items() if n.startswith(VALUE_HEAD) == of_value_head]
+        matrices, vectors = [p for p in chosen if p.dim() >= 2], [p for p in chosen if p.dim() < 2]
+        groups += [
+            {"params": some, "weight_decay": decay, "lr": lr * scale, "lr_scale": scale}
+            for some, decay in ((matrices, weight_decay), (vectors, 0.0))
+            if some
+        ]
+    return groups
+
+
+def hidden_matrices(named_parameters: Iterable[tuple[str, nn.Parameter]]) -> frozenset[str]:
+    """Names of the matrices that map one hidden vector to another: attention, MLP, joining maps.
+
+    All matrices but the value head's and the tables. A table has a row for each token or
+    position: a part of its name contains ``embed`` or is ``lm_head``, ``wte`` or ``wpe``; or it
+    has the shape of a token table, as the matrix of a linear head has.
+    """
+    matrices = {n: p for n, p in named_parameters if p.dim() == 2 and not n.startswith(VALUE_HEAD)}
+    tables = {n for n in matrices if any(map(_names_a_table, n.split(".")))}
+    shapes = {matrices[n].shape for n in tables if "wpe" not in n and "position" not in n}
+    return frozenset(n for n, p in matrices.items() if n not in tables and p.shape not in shapes)
+
+
+def _names_a_table(part: str) -> bool:
+    return "embed" in part or part in ("lm_head", "wte", "wpe")
+
+
+def set_learning_rate(optimizers: Optimizers, lr: float) -> None:
+    """Use this rate in the next step, times the ``lr_scale`` of each group of parameters."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = lr * group["lr_scale"]
+
+
+def step_optimizers(optimizers: Optimizers, held_back: Tensor | None = None) -> None:
+    """Move the parameters, unless ``held_back`` says not to.
+
+    The flag is read on the device: no step waits for it. Where it is True no parameter and no
+    state changes by a bit, weight decay included, whatever the gradients hold; they are used up
+    either way.
+
+    Args:
+        optimizers: from ``build_optimizers``.
+        held_back: bool scalar on the parameters' device; None moves in any case.
+
+    Raises:
+        ValueError: an update is to be held back by an AdamW that is not fused, which cannot.
+    """
+    for optimizer in optimizers:
+        if held_back is None:
+            optimizer.step()
+        elif isinstance(optimizer, torch.optim.Muon):
+            _step_muon(optimizer, held_back)
+        else:
+            _step_fused(optimizer, held_back)
+
+
+def _step_fused(optimizer: torch.optim.Optimizer, held_back: Tensor) -> None:
+    if not optimizer.defaults.get("fused"):
+        raise ValueError(f"{type(optimizer).__name__} holds no update back unless it is fused")
+    optimizer.found_inf = held_back.float()  # type: ignore[attr-defined]  # its kernel reads it
+    optimizer.step()
+    del optimizer.found_inf  # type: ignore[attr-defined]
+
+
+def _step_muon(optimizer: torch.optim.Muon, held_back: Tensor) -> None:
+    """A step of Muon, whose settings are exact no-ops where it is held back.
+
+    The momentum as its own gradient stays as it is. Its orthogonal factor is 0 where ``eps``,
+    the least norm that it is divided by, is infinite; and nothing decays where the decay is 0.
+
+    A matrix whose gradient is 0 everywhere, as in a head whose factor has come to 0, forgets its
+    momentum: however little is left of it, the orthogonal factor is of full size, and would carry
+    the matrix on for hundreds of steps.
+    """
+    asked = [(group["eps"], group["weight_decay"]) for group in optimizer.param_groups]
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        for parameter in group["params"]:
+            if parameter.grad is None:
+                continue
+            state = optimizer.state[parameter]
+            if not state:
+                state["momentum_buffer"] = torch.zeros_like(parameter)
+            momentum = state["momentum_buffer"]
+            momentum.mul_(held_back | parameter.grad.any())
+            parameter.grad.copy_(torch.where(held_back, momentum, parameter.grad))
+        # bfloat16: Muon divides in it
+        group["eps"] = torch.where(held_back, torch.inf, group["eps"]).bfloat16()
+        group["weight_decay"] = torch.where(held_back, 0.0, group["weight_decay"])
+    optimizer.step()  # type: ignore[no-untyped-call]
+    for group, (eps, weight_decay) in zip(optimizer.param_groups, asked, strict=True):
+        group["eps"], group["weight_decay"] = eps, weight_decay
 
 
 def clip_gradients(parameters: list[nn.Parameter], largest_norm: float | None) -> Tensor:
@@ -104,34 +277,47 @@ def clip_gradients(parameters: list[nn.Parameter], largest_norm: float | None) -
 
 
 def optimizer_tensors(
-    optimizer: torch.optim.Optimizer, named_parameters: Iterable[tuple[str, nn.Parameter]]
+    optimizers: Optimizers, named_parameters: Iterable[tuple[str, nn.Parameter]]
 ) -> dict[str, Tensor]:
-    """The optimizer's state as ``<parameter name>.<state name>`` tensors, for a checkpoint."""
-    tensors = {}
-    for name, parameter in named_parameters:
-        for key, value in optimizer.state.get(parameter, {}).items():
-            tensors[f"{name}.{key}"] = torch.as_tensor(value)
-    return tensors
+    """The optimizers' state as ``<parameter name>.<state name>`` tensors, for a checkpoint."""
+    return {
+        f"{name}.{key}": torch.as_tensor(value)
+        for name, parameter in named_parameters
+        for optimizer in optimizers
+        for key, value in optimizer.state.get(parameter, {}).items()
+    }
 
 
 def load_optimizer_tensors(
-    optimizer: torch.optim.Optimizer,
+    optimizers: Optimizers,
     named_parameters: Iterable[tuple[str, nn.Parameter]],
     tensors: dict[str, Tensor],
 ) -> None:
     """Put back what ``optimizer_tensors`` gave.
 
     Raises:
-        KeyError: a state belongs to no parameter that is trained, or one that is has none.
+        KeyError: a state belongs to no parameter that is trained or to another optimizer, or a
+            parameter that is trained lacks one.
     """
-    known = {name: p for name, p in named_parameters if p.requires_grad}
-    without = known.keys() - {full_name.rpartition(".")[0] for full_name in tensors}
-    if tensors and without:  # none at all: before the first update
-        raise KeyError(min(without))
-    for full_name, value in tensors.items():
-        name, _, key = full_name.rpartition(".")
-        parameter = known[name]
+    if not tensors:  # saved before the first update
+        return
+    owners = {
+        parameter: optimizer
+        for optimizer in optimizers
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
+    places = {
+        f"{name}.{key}": (parameter, key)
+        for name, parameter in named_parameters
+        if parameter in owners
+        for key in STATE_NAMES[type(owners[parameter])]
+    }
+    misplaced = places.keys() ^ tensors.keys()
+    if misplaced:
+        raise KeyError(min(misplaced))
+    for full_name, (parameter, key) in places.items():
+        optimizer, value = owners[parameter], tensors[full_name]
         # the step count stays where the optimizer wants it: beside the parameter only if fused
-        fused = bool(optimizer.defaults.get("fused"))
-        device = parameter.device if key != "step" or fused else value.device
-        optimizer.state[parameter][key] = value.to(device)
+        beside = key != "step" or bool(optimizer.defaults.get("fused"))
+        optimizer.state[parameter][key] = value.to(parameter.device) if beside else value

@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from wmtp import __version__
 from wmtp.data.tokenizer import TextTokenizer
@@ -13,6 +13,7 @@ from wmtp.evaluation.window import Window
 from wmtp.model.hf_config import SpecialTokens
 from wmtp.model.hf_layout import save_model
 from wmtp.model.multi_token import MultiTokenModel
+from wmtp.model.value_head import ValueHead
 from wmtp.optim import load_optimizer_tensors, optimizer_tensors
 from wmtp.runtime.device import Device
 from wmtp.runtime.training_state import load_state, save_state
@@ -60,15 +61,27 @@ class Moving:
     """What changes with every step.
 
     Attributes:
+        value_head: the critic's; None where the weighting needs no values.
+        memory: what the weighting remembers from step to step, on the device.
         first_bad_step: on the device, infinite while every gradient was finite.
     """
 
     model: MultiTokenModel
-    optimizer: torch.optim.Optimizer
+    value_head: ValueHead | None
+    optimizers: tuple[torch.optim.Optimizer, ...]
     scaler: torch.amp.GradScaler
     window: Window
     progress: Progress
+    memory: dict[str, Tensor]
     first_bad_step: Tensor
+
+
+def named_parameters(
+    model: MultiTokenModel, value_head: ValueHead | None
+) -> list[tuple[str, nn.Parameter]]:
+    """Every parameter by its name in a checkpoint's training state."""
+    beside = [] if value_head is None else value_head.named_parameters(prefix="value_head")
+    return [*model.named_parameters(), *beside]
 
 
 def save_model_directory(model: MultiTokenModel, tokenizer: TextTokenizer, folder: Path) -> None:
@@ -87,9 +100,12 @@ def checkpoint_bytes(model: MultiTokenModel) -> int:
 def save_checkpoint(folder: Path, moving: Moving, tokenizer: TextTokenizer, device: Device) -> None:
     """Fill a folder: the model as a Hugging Face directory, the rest in ``training_state/``."""
     save_model_directory(moving.model, tokenizer, folder)
-    named = list(moving.model.named_parameters())
+    head = moving.value_head
+    named = named_parameters(moving.model, head)
     tensors = {
-        **{f"optimizer.{k}": v for k, v in optimizer_tensors(moving.optimizer, named).items()},
+        **{f"optimizer.{k}": v for k, v in optimizer_tensors(moving.optimizers, named).items()},
+        **{f"value_head.{k}": v for k, v in ({} if head is None else head.state_dict()).items()},
+        **{f"memory.{name}": value for name, value in moving.memory.items()},
         **{f"rng.{name}": state for name, state in device.rng_state().items()},
         **{f"window.{name}": sums for name, sums in moving.window.tensors().items()},
     }
@@ -113,9 +129,12 @@ def load_checkpoint(folder: Path, moving: Moving, device: Device) -> None:
         return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
     try:
-        load_optimizer_tensors(
-            moving.optimizer, moving.model.named_parameters(), part("optimizer.")
-        )
+        named = named_parameters(moving.model, moving.value_head)
+        load_optimizer_tensors(moving.optimizers, named, part("optimizer."))
+        if moving.value_head is not None:
+            moving.value_head.load_state_dict(part("value_head."))
+        for name, value in moving.memory.items():
+            value.copy_(tensors[f"memory.{name}"])
         moving.window.load(part("window."))
         for name, value in Progress(**values["progress"]).__dict__.items():
             setattr(moving.progress, name, value)

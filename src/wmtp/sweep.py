@@ -4,7 +4,10 @@
 weights when the cross-entropy they depend on is there, and turns the same memory into gradients.
 """
 
+import functools
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -22,7 +25,19 @@ Weigh = Callable[[Tensor | None, slice | Tensor], Tensor]
 ``sequence``: ``ce`` is ``[b, S, H]`` and ``part`` is the slice of rows of the batch.
 """
 
+SoftmaxStep = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""``softmax_minus_one_hot``, or a kernel that does the same."""
+
 MEBIBYTE = 1 << 20
+NO_TARGET = -1
+"""Stands for the target of a row that has none."""
+
+ROWS_MOVED_IN_CACHE = 8
+"""Rows of logits copied at a time on a CPU."""
+ALIGNMENT = 64
+"""16-bit numbers in the 128 bytes that a GPU reads at a time."""
+MOVED_BYTES = 32 * MEBIBYTE
+"""Logits copied at a time on an accelerator, where many small copies would cost more."""
 
 
 class Workspace:
@@ -33,6 +48,9 @@ class Workspace:
         chunk_rows: rows of logits handled at a time; 256-512 suits CPU caches.
         exact_counts: reading a count back from the device is free (CPU), so that rows which need
             no work are left out. Elsewhere shapes stay fixed and such rows get weight 0.
+        product_dtype: of logits and matrix products, whose sums stay float32. None means at least
+            float32. A 16-bit one needs a copy of a float32 unembedding while the loss runs.
+        kernel: the softmax step is one Triton kernel; only where Triton compiles for the device.
     """
 
     def __init__(
@@ -41,17 +59,21 @@ class Workspace:
         chunk_rows: int = 512,
         *,
         exact_counts: bool = True,
+        product_dtype: torch.dtype | None = None,
+        kernel: bool = False,
     ) -> None:
         if limit_bytes < 1 or chunk_rows < 1:
             raise ValueError(f"limit_bytes={limit_bytes}, chunk_rows={chunk_rows} must be positive")
         self.limit_bytes = limit_bytes
         self.chunk_rows = chunk_rows
         self.exact_counts = exact_counts
+        self.product_dtype = product_dtype
+        self.softmax_step = _kernel_step() if kernel else softmax_minus_one_hot
         self._buffer: Tensor | None = None
 
     def rows_that_fit(self, vocab_size: int, itemsize: int) -> int:
         """How many rows of logits the limit allows, at least one."""
-        return max(1, self.limit_bytes // (vocab_size * itemsize))
+        return max(1, self.limit_bytes // (_row_stride(vocab_size, itemsize) * itemsize))
 
     def rows_per_chunk(self, vocab_size: int, itemsize: int) -> int:
         """Rows handled by one matrix product."""
@@ -59,7 +81,8 @@ class Workspace:
 
     def logits(self, rows: int, like_VD: Tensor) -> Tensor:
         """Return uninitialized ``[rows, V]`` scratch of the dtype and device of ``like_VD``."""
-        count = rows * like_VD.shape[0]
+        stride = _row_stride(len(like_VD), like_VD.element_size())
+        count = rows * stride
         held = self._buffer
         if (
             held is None
@@ -69,7 +92,29 @@ class Workspace:
         ):
             self._buffer = held = None  # freed before the larger one is asked for
             self._buffer = held = like_VD.new_empty(count)
-        return held[:count].view(rows, like_VD.shape[0])
+        return held[:count].view(rows, stride)[:, : len(like_VD)]
+
+
+def _row_stride(vocab_size: int, itemsize: int) -> int:
+    """Numbers from one row of logits to the next; tensor cores want 16-bit ones aligned."""
+    return -(-vocab_size // ALIGNMENT) * ALIGNMENT if itemsize == 2 else vocab_size
+
+
+@dataclass
+class Unembedding:
+    """A matrix and the heads that share it.
+
+    Attributes:
+        matrix_VD: in the dtype of the products.
+        heads: which heads, rising.
+        gradient_VD: accumulator that its gradient is added to; None if it is frozen.
+        hidden_learns: some of these heads' hidden states want a gradient.
+    """
+
+    matrix_VD: Tensor
+    heads: list[int]
+    gradient_VD: Tensor | None = None
+    hidden_learns: bool = False
 
 
 class Sweep:
@@ -78,21 +123,23 @@ class Sweep:
     ``flat_RD`` starts as a copy of the hidden states; each row is read, then overwritten by its
     own gradient, so that the gradient needs no memory of its own. It is ordered ``[H, B, S]``:
     what is handed over is contiguous, or autograd would copy it.
+
+    Where heads have matrices of their own, rows are put in order of their matrix before a
+    product, so that each product has one matrix; weights are asked for once all heads are there.
     """
 
     def __init__(
         self,
         hidden_HBSD: Sequence[Tensor],
-        unembedding_VD: Tensor,
+        unembeddings: Sequence[Tensor],
         targets_BSH: Tensor,
         valid_BSH: Tensor,
         workspace: Workspace,
     ) -> None:
         B, S, H = self.shape_BSH = tuple(targets_BSH.shape)
-        # the products run in float32 even for bf16 inputs: on a CPU it is faster, and exact
-        compute = torch.promote_types(unembedding_VD.dtype, torch.float32)
-        self.unembedding_VD = unembedding_VD.detach().to(compute)
-        self.gradient_VD: Tensor | None = None
+        # products run in float32 even for bf16 inputs unless told: on a CPU it is faster, and exact
+        compute = torch.promote_types(unembeddings[0].dtype, torch.float32)
+        self.unembeddings = _distinct(unembeddings, H, workspace.product_dtype or compute)
         self.flat_RD = torch.stack([x.detach() for x in hidden_HBSD]).view(B * S * H, -1)
         self.rows_R = torch.arange(B * S * H, device=targets_BSH.device)
         self.targets_R = targets_BSH.reshape(-1)
@@ -101,9 +148,13 @@ class Sweep:
         if not workspace.exact_counts:  # every row is visited, and 0 times NaN is not 0
             invalid_HBS = ~valid_BSH.permute(2, 0, 1)
             self.flat_RD.masked_fill_(invalid_HBS.reshape(-1, 1), 0)
-        self.ce_R = self.unembedding_VD.new_zeros(B * S * H)
+        self.ce_R = torch.zeros(B * S * H, dtype=compute, device=targets_BSH.device)
         self.weights_R = torch.zeros_like(self.ce_R)
-        self.factor_R = torch.zeros_like(self.ce_R)
+        self.scale_R = torch.zeros_like(self.ce_R)
+        self.factor = 1.0  # of all rows, beside each row's scale
+        self.all_learn = False
+        self.kept_fraction = 1.0
+        self.valid_targets: int | None = None
         self.correct_R = torch.zeros_like(self.valid_R)
         self.measured_R = torch.zeros_like(self.valid_R)
         self.learns_R = torch.zeros_like(self.valid_R)
@@ -112,24 +163,46 @@ class Sweep:
 
     def ask_for_gradients(
         self,
-        gradient_VD: Tensor | None,
+        gradients: Sequence[Tensor | None],
         *,
         trained_H: list[bool],
         scale_H: list[float],
         factor: float,
+        kept_fraction: float = 1.0,
+        valid_targets: int | None = None,
     ) -> None:
-        """Say where gradients go and what each head's are multiplied by."""
-        W = self.unembedding_VD
-        if gradient_VD is not None and (gradient_VD.shape, gradient_VD.dtype) != (W.shape, W.dtype):
-            raise ValueError(
-                f"the unembedding's gradient must be {W.dtype} {tuple(W.shape)}, "
-                f"not {gradient_VD.dtype} {tuple(gradient_VD.shape)}"
-            )
-        self.gradient_VD = gradient_VD
-        for head, (scale, trained) in enumerate(zip(scale_H, trained_H, strict=True)):
-            # number by number: a tensor made from a list would make an accelerator wait
-            self.factor_R[head :: len(scale_H)] = scale * factor
-            self.learns_R[head :: len(scale_H)] = scale > 0 and (trained or gradient_VD is not None)
+        """Say where gradients go and what each head's, and all of them, are multiplied by.
+
+        Args:
+            gradients: one for each matrix given, in its order; None where it is frozen.
+            trained_H: whether the head's hidden states want a gradient.
+            scale_H: factor of each head.
+            factor: common to all.
+            kept_fraction: the most that the weighting keeps of a row's valid targets.
+            valid_targets: how many there are, where that is known without asking the device.
+        """
+        # 16-bit products could not hold numbers as small as 1 / N
+        self.factor, row_factor = (factor, 1.0) if self.itemsize == 2 else (1.0, factor)
+        self.kept_fraction, self.valid_targets = kept_fraction, valid_targets
+        self.all_learn = True
+        for unembedding in self.unembeddings:
+            unembedding.gradient_VD = _common(gradients, unembedding.heads)
+            unembedding.hidden_learns = any(trained_H[head] for head in unembedding.heads)
+            shape = unembedding.matrix_VD.shape
+            gradient_VD = unembedding.gradient_VD
+            if gradient_VD is not None and (
+                (gradient_VD.shape, gradient_VD.dtype) != (shape, self.ce_R.dtype)
+            ):
+                raise ValueError(
+                    f"the unembedding's gradient must be {self.ce_R.dtype} {tuple(shape)}, "
+                    f"not {gradient_VD.dtype} {tuple(gradient_VD.shape)}"
+                )
+            for head in unembedding.heads:
+                # number by number: a tensor made from a list would make an accelerator wait
+                learns = scale_H[head] > 0 and (trained_H[head] or gradient_VD is not None)
+                self.scale_R[head :: len(scale_H)] = scale_H[head] * row_factor
+                self.learns_R[head :: len(scale_H)] = learns
+                self.all_learn &= learns
 
     # schedules -------------------------------------------------------------------------------
 
@@ -138,11 +211,13 @@ class Sweep:
 
         A head behind a frozen trunk and unembedding has no use for a gradient: one product.
         """
-        self.set_weights(slice(None), weigh(None, slice(0, self.shape_BSH[0])))
+        B, _, _ = self.shape_BSH
+        self.set_weights(slice(None), weigh(None, slice(0, B)))
         counts_R = self.weights_R != 0
         if self.workspace.exact_counts:
             self.measure(self.where_free(self.rows_R, counts_R & ~self.learns_R))
-        self.learn(self.rows_R)
+        # where nothing can be counted, targets that are measured only must be visited too
+        self.learn(self.rows_R, self.most_wanted(B) if self.all_learn else len(self.rows_R))
 
     def token(self, weigh: Weigh) -> None:
         """Weights from all heads of one position: one product, then two per target kept."""
@@ -151,10 +226,9 @@ class Sweep:
         positions_N = self.where_free(self.rows_R[: len(valid_NH)], valid_NH.any(1))
         for part in _chunks(positions_N, max(1, self.chunk_rows // H)):
             rows = self.rows_R.view(-1, H)[part].view(-1)
-            visited = self.where_free(rows, self.valid_R)
-            logits_RV = self.softmax(visited, self.scratch(len(rows)))
+            held = self.hold(self.where_free(rows, self.valid_R), self.scratch(len(rows)))
             self.set_weights(rows, weigh(self.ce_R[rows].view(1, -1, H), part))
-            self.learn_held(visited, logits_RV)
+            self.learn_held(held, len(rows))
 
     def sequence(self, weigh: Weigh) -> None:
         """Weights from a whole row of the batch: of its logits, as many are held as fit.
@@ -163,89 +237,164 @@ class Sweep:
         logits were not held. Short rows are taken several at a time.
         """
         B, S, H = self.shape_BSH
-        fit = self.workspace.rows_that_fit(len(self.unembedding_VD), self.ce_R.element_size())
+        fit = self.workspace.rows_that_fit(self.vocabulary, self.itemsize)
         group = min(B, max(1, fit // (S * H)))
         logits_RV = self.scratch(min(fit, group * S * H))
         for part in (slice(b, min(b + group, B)) for b in range(0, B, group)):
             span = slice(part.start * S * H, part.stop * S * H)
             rows = self.where_free(self.rows_R[span], self.valid_R)
-            again, held = rows[: -len(logits_RV)], rows[-len(logits_RV) :]
+            split = max(0, len(rows) - len(logits_RV))
+            if not self.workspace.exact_counts:
+                split = -(-split // H) * H  # whole positions: what ``by_matrix`` can take apart
+            again, kept_at_hand = rows[:split], rows[split:]
             self.measure(again)
-            for piece in _slices(len(held), self.chunk_rows):
-                self.softmax(held[piece], logits_RV[piece])
+            held = self.hold(kept_at_hand, logits_RV)
             self.set_weights(span, weigh(self.ce_R[span].view(-1, S, H), part))
-            self.learn_held(held, logits_RV)
-            self.learn(again)
+            most = self.most_wanted(part.stop - part.start)
+            at_hand = 2 * min(len(kept_at_hand), most) + 3 * min(len(again), most)
+            if self.workspace.exact_counts or at_hand <= 3 * most:
+                self.learn_held(held, most)
+                self.learn(again, most)
+            else:  # a bound on the sum says little of either part: rather all of the kept anew
+                self.learn(rows, most)
 
     # steps of a schedule ---------------------------------------------------------------------
 
     def measure(self, rows: Tensor) -> None:
         """Cross-entropy only: one product."""
-        for part in _chunks(rows, self.chunk_rows):
-            self.softmax(part, self.scratch(self.chunk_rows))
+        for unembedding, own in self.by_matrix(rows):
+            for part in _chunks(own, self.chunk_rows):
+                self.softmax(unembedding, part, self.scratch(self.chunk_rows))
 
-    def learn(self, rows: Tensor) -> None:
-        """Cross-entropy and gradients of targets whose weights are set: three products."""
-        for part in _chunks(self.where_free(rows, self.wanted_R), self.chunk_rows):
-            self.send_back(part, self.softmax(part, self.scratch(self.chunk_rows)))
+    def learn(self, rows: Tensor, most: int) -> None:
+        """Cross-entropy and gradients of targets whose weights are set: three products.
 
-    def learn_held(self, rows: Tensor, residual_RV: Tensor) -> None:
+        ``most`` bounds how many of them want a gradient, for where that cannot be counted.
+        """
+        rows = self.where_free(rows, self.wanted_R)
+        if not self.workspace.exact_counts and most < len(rows):
+            rows = rows[_places_of(self.wanted_R[rows], most)]
+        for unembedding, own in self.by_matrix(rows):
+            for part in _chunks(own, self.chunk_rows):
+                residual_RV = self.softmax(unembedding, part, self.scratch(self.chunk_rows))
+                self.send_back(unembedding, part, residual_RV)
+
+    def hold(self, rows: Tensor, logits_RV: Tensor) -> list[tuple[Unembedding, Tensor, Tensor]]:
+        """Softmax of all these rows, kept: for each matrix, its rows and where they are held."""
+        held, start = [], 0
+        for unembedding, own in self.by_matrix(rows):
+            residual_RV = logits_RV[start : start + len(own)]
+            for piece in _slices(len(own), self.chunk_rows):
+                self.softmax(unembedding, own[piece], residual_RV[piece])
+            held.append((unembedding, own, residual_RV))
+            start += len(own)
+        return held
+
+    def learn_held(self, held: list[tuple[Unembedding, Tensor, Tensor]], most: int) -> None:
         """Gradients of targets whose softmax is at hand: two products."""
-        if self.workspace.exact_counts:
-            kept = self.wanted_R[rows].nonzero().squeeze(1)
+        for unembedding, rows, residual_RV in held:
+            wanted_R = self.wanted_R[rows]
+            if self.workspace.exact_counts:
+                kept = wanted_R.nonzero().squeeze(1)
+                step = ROWS_MOVED_IN_CACHE
+            else:
+                kept = _places_of(wanted_R, most) if most < len(rows) else self.rows_R[: len(rows)]
+                step = max(1, MOVED_BYTES // (self.vocabulary * self.itemsize))
             if len(kept) < len(rows):
-                _move_up(residual_RV, kept)
+                _move_up(residual_RV, kept, step)
                 rows = rows[kept]
-        for piece in _slices(len(rows), self.chunk_rows):
-            self.send_back(rows[piece], residual_RV[piece])
+            for piece in _slices(len(rows), self.chunk_rows):
+                self.send_back(unembedding, rows[piece], residual_RV[piece])
 
-    def softmax(self, rows: Tensor, logits_RV: Tensor) -> Tensor:
+    def softmax(self, unembedding: Unembedding, rows: Tensor, logits_RV: Tensor) -> Tensor:
         """Fill ``logits_RV`` with softmax minus one-hot, and note cross-entropy and hits."""
         valid_R = self.valid_R[rows]
-        x_RD = self.hidden(rows).to(self.unembedding_VD.dtype)
+        matrix_VD = unembedding.matrix_VD
+        x_RD = self.hidden(rows).to(matrix_VD.dtype)
         z_RV = logits_RV[: len(rows)]
-        torch.mm(x_RD, self.unembedding_VD.t(), out=z_RV)
-        targets_R1 = torch.where(valid_R, self.targets_R[rows], 0).unsqueeze(1)
-        z_target_R = z_RV.gather(1, targets_R1).squeeze(1)
-        z_max_R = z_RV.amax(1)
-        torch.softmax(z_RV, 1, out=z_RV)
-        ce_R = z_max_R - z_RV.amax(1).log() - z_target_R
-        z_RV.scatter_add_(1, targets_R1, z_RV.new_full((1, 1), -1.0).expand_as(targets_R1))
-        self.ce_R[rows] = torch.where(valid_R, ce_R, 0)
-        self.correct_R[rows] = (z_target_R >= z_max_R) & valid_R
+        torch.mm(x_RD, matrix_VD.t(), out=z_RV)
+        targets_R = self.targets_R[rows].masked_fill(~valid_R, NO_TARGET)
+        self.ce_R[rows], self.correct_R[rows] = self.workspace.softmax_step(z_RV, targets_R)
         self.measured_R[rows] = valid_R
         return z_RV
 
-    def send_back(self, rows: Tensor, residual_RV: Tensor) -> None:
+    def send_back(self, unembedding: Unembedding, rows: Tensor, residual_RV: Tensor) -> None:
         """Turn softmax minus one-hot into the gradients of hidden states and unembedding."""
-        factor_R1 = (self.factor_R[rows] * self.weights_R[rows]).unsqueeze(1)
-        if self.gradient_VD is not None:
-            scaled_RD = self.hidden(rows).to(self.unembedding_VD.dtype).mul_(factor_R1)
-            self.gradient_VD.addmm_(residual_RV.t(), scaled_RD)
-        dx_RD = torch.mm(residual_RV, self.unembedding_VD).mul_(factor_R1)
-        self.flat_RD[self.places(rows)] = dx_RD.to(self.flat_RD.dtype)
-        self.has_gradient_R[rows] = True
+        matrix_VD = unembedding.matrix_VD
+        weight_R1 = (self.scale_R[rows] * self.weights_R[rows]).unsqueeze(1)
+        if unembedding.gradient_VD is not None:
+            weighted_RD = self.hidden(rows).to(self.ce_R.dtype).mul_(weight_R1)
+            _add_product(
+                unembedding.gradient_VD,
+                residual_RV.t(),
+                weighted_RD.to(matrix_VD.dtype),
+                self.factor,
+            )
+        if unembedding.hidden_learns:
+            dx_RD = _product(residual_RV, matrix_VD, self.ce_R.dtype).mul_(weight_R1 * self.factor)
+            self.flat_RD[self.places(rows)] = dx_RD.to(self.flat_RD.dtype)
+            self.has_gradient_R.index_fill_(0, rows, True)
         self.gradient_rows += len(rows)
 
     # bookkeeping -----------------------------------------------------------------------------
 
     @property
+    def vocabulary(self) -> int:
+        """V, the same for every matrix."""
+        return len(self.unembeddings[0].matrix_VD)
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of one logit."""
+        return self.unembeddings[0].matrix_VD.element_size()
+
+    @property
     def chunk_rows(self) -> int:
         """Rows handled by one matrix product."""
-        return self.workspace.rows_per_chunk(len(self.unembedding_VD), self.ce_R.element_size())
+        return self.workspace.rows_per_chunk(self.vocabulary, self.itemsize)
 
     @property
     def wanted_R(self) -> Tensor:
         """Where a gradient is wanted: the weight is not 0, and something learns from it."""
         return self.learns_R & (self.weights_R != 0)
 
+    def most_wanted(self, batch_rows: int) -> int:
+        """Bound on the targets of so many rows of the batch that can want a gradient.
+
+        Where heads have matrices of their own, a bound over all heads says nothing of one.
+        """
+        B, S, H = self.shape_BSH
+        if len(self.unembeddings) > 1:
+            return batch_rows * S * H
+        most = batch_rows * _share(S * H, 1, self.kept_fraction)
+        if self.valid_targets is not None:
+            most = min(most, _share(self.valid_targets, B, self.kept_fraction))
+        return most
+
     def scratch(self, rows: int) -> Tensor:
         """Uninitialized logits, ``[rows, V]``."""
-        return self.workspace.logits(rows, self.unembedding_VD)
+        return self.workspace.logits(rows, self.unembeddings[0].matrix_VD)
 
     def where_free(self, rows: Tensor, wanted_R: Tensor) -> Tensor:
         """Those of the rows that are wanted, or all of them where counting is not free."""
         return rows[wanted_R[rows]] if self.workspace.exact_counts else rows
+
+    def by_matrix(self, rows: Tensor) -> Iterator[tuple[Unembedding, Tensor]]:
+        """Each matrix and those of the rows that are its own.
+
+        Where counting is not free, the rows must be all heads of some positions.
+        """
+        H = self.shape_BSH[2]
+        for unembedding in self.unembeddings:
+            if len(self.unembeddings) == 1:
+                yield unembedding, rows
+            elif self.workspace.exact_counts:
+                head_R = rows % H
+                own = torch.cat([(head_R == head).nonzero() for head in unembedding.heads])
+                yield unembedding, rows[own.squeeze(1).sort().values]
+            else:
+                rows_NH = rows.view(-1, H)
+                yield unembedding, torch.cat([rows_NH[:, head] for head in unembedding.heads])
 
     def places(self, rows: Tensor) -> Tensor:
         """Where in ``flat_RD`` these rows are."""
@@ -264,7 +413,7 @@ class Sweep:
             raise ValueError(
                 f"the weighting returned {tuple(weights.shape)} for {len(valid_R)} targets"
             )
-        self.weights_R[rows] = torch.where(valid_R, flat_R, 0)
+        self.weights_R[rows] = flat_R.masked_fill(~valid_R, 0)
 
     def hidden_gradients(self) -> Iterable[Tensor]:
         """H tensors ``[B, S, D]``; rows that were never visited have gradient zero."""
@@ -272,6 +421,138 @@ class Sweep:
         has_gradient_HN = self.has_gradient_R.view(-1, H).t()
         self.flat_RD.masked_fill_(~has_gradient_HN.reshape(-1, 1), 0)
         return self.flat_RD.view(H, B, S, -1).unbind()
+
+
+def softmax_minus_one_hot(logits_RV: Tensor, targets_R: Tensor) -> tuple[Tensor, Tensor]:
+    """Turn logits into softmax minus one-hot in place; cross-entropy and hits come out.
+
+    Args:
+        logits_RV: overwritten; 16-bit ones are worked on in float32, some rows at a time.
+        targets_R: int64, ``NO_TARGET`` where there is none: cross-entropy 0, no hit.
+
+    Returns:
+        ``(ce_R, correct_R)``: nats, at least float32, and whether the target has the largest
+        logit.
+
+    Example:
+        >>> logits = torch.zeros(2, 4)
+        >>> softmax_minus_one_hot(logits, torch.tensor([1, NO_TARGET]))
+        (tensor([1.3863, 0.0000]), tensor([ True, False]))
+        >>> logits[0]
+        tensor([ 0.2500, -0.7500,  0.2500,  0.2500])
+    """
+    if logits_RV.dtype in (torch.bfloat16, torch.float16):
+        parts = []
+        for piece in _slices(len(logits_RV), max(1, MOVED_BYTES // (4 * logits_RV.shape[1]))):
+            wide_RV = logits_RV[piece].float()
+            parts.append(softmax_minus_one_hot(wide_RV, targets_R[piece]))
+            logits_RV[piece] = wide_RV
+        ce_R, correct_R = (torch.cat(part) for part in zip(*parts, strict=True))
+        return ce_R, correct_R
+    valid_R = targets_R >= 0
+    targets_R1 = targets_R.clamp(min=0).unsqueeze(1)
+    z_target_R = logits_RV.gather(1, targets_R1).squeeze(1)
+    z_max_R = logits_RV.amax(1)
+    torch.softmax(logits_RV, 1, out=logits_RV)
+    ce_R = z_max_R - logits_RV.amax(1).log() - z_target_R
+    logits_RV.scatter_add_(1, targets_R1, logits_RV.new_full((1, 1), -1.0).expand_as(targets_R1))
+    return ce_R.masked_fill(~valid_R, 0), (z_target_R >= z_max_R) & valid_R
+
+
+def _kernel_step() -> SoftmaxStep:
+    """The Triton kernel; Triton is imported here, as most machines are without it."""
+    from wmtp.softmax_kernel import softmax_minus_one_hot
+
+    return softmax_minus_one_hot
+
+
+def _distinct(
+    unembeddings: Sequence[Tensor], horizon: int, dtype: torch.dtype
+) -> list[Unembedding]:
+    """Each matrix once, with the heads that it serves; heads of one object share it."""
+    if len(unembeddings) not in (1, horizon):
+        raise ValueError(
+            f"{horizon} heads need 1 or {horizon} unembeddings, not {len(unembeddings)}"
+        )
+    found = {(tuple(matrix.shape), matrix.dtype) for matrix in unembeddings}
+    if len(found) > 1:
+        raise ValueError(
+            f"unembeddings must have one shape and dtype, not {sorted(map(str, found))}"
+        )
+    owners: dict[int, Unembedding] = {}
+    for head in range(horizon):
+        matrix = unembeddings[head % len(unembeddings)]
+        if id(matrix) not in owners:
+            owners[id(matrix)] = Unembedding(matrix.detach().to(dtype), [])
+        owners[id(matrix)].heads.append(head)
+    return list(owners.values())
+
+
+def _common(gradients: Sequence[Tensor | None], heads: list[int]) -> Tensor | None:
+    """The one accumulator of heads that share a matrix."""
+    own = [gradients[head % len(gradients)] for head in heads]
+    if any(gradient is not own[0] for gradient in own):
+        raise ValueError(f"heads {heads} share an unembedding, but not the tensor of its gradient")
+    return own[0]
+
+
+def _share(targets: int, rows: int, fraction: float) -> int:
+    """Bound on what is kept of so many targets in so many rows, each row rounding up."""
+    return targets if fraction >= 1 else min(targets, math.floor(fraction * targets) + rows)
+
+
+def _places_of(wanted_R: Tensor, most: int) -> Tensor:
+    """Rising places of ``most`` entries, all that are wanted among them; no count is read back."""
+    torch._assert_async(
+        wanted_R.sum() <= most, "more targets have a weight than the weighting's kept_fraction says"
+    )
+    wanted_first = wanted_R.int().argsort(descending=True, stable=True)
+    return wanted_first[:most].sort().values
+
+
+@functools.cache
+def _wide_sums(device: torch.device, narrow: torch.dtype) -> Literal["add", "new", "none"]:
+    """How far the device sums 16-bit products in a float32 result: into one there, a new one.
+
+    Not every version and device of torch has both; asked once, of the smallest product there is.
+    """
+    one = torch.ones(1, 1, dtype=narrow, device=device)
+    total = torch.zeros(1, 1, dtype=torch.float32, device=device)
+    try:
+        torch.mm(one, one, out_dtype=torch.float32)
+    except RuntimeError:  # NotImplementedError is one
+        return "none"
+    try:
+        torch.addmm(total, one, one, out_dtype=torch.float32, out=total)
+    except RuntimeError:
+        return "new"
+    return "add"
+
+
+def _product(left_RV: Tensor, right_VD: Tensor, wide: torch.dtype) -> Tensor:
+    """Matrix product with a result as wide as asked."""
+    if left_RV.dtype != wide and _wide_sums(left_RV.device, left_RV.dtype) != "none":
+        return torch.mm(left_RV, right_VD, out_dtype=wide)
+    return torch.mm(left_RV, right_VD).to(wide)
+
+
+def _add_product(sum_VD: Tensor, left_VR: Tensor, right_RD: Tensor, factor: float) -> None:
+    """``sum += factor * left @ right``, added up as wide as ``sum`` is."""
+    if left_VR.dtype == sum_VD.dtype:
+        sum_VD.addmm_(left_VR, right_RD, alpha=factor)
+        return
+    way = _wide_sums(left_VR.device, left_VR.dtype)
+    if way == "add":
+        torch.addmm(sum_VD, left_VR, right_RD, out_dtype=sum_VD.dtype, alpha=factor, out=sum_VD)
+        return
+    most = max(1, MOVED_BYTES // (4 * max(left_VR.shape[1], right_RD.shape[1])))
+    for part in _slices(len(sum_VD), most):  # or a second [V, D] would exist
+        if way == "new":
+            product_VD = torch.mm(left_VR[part], right_RD, out_dtype=sum_VD.dtype)
+            sum_VD[part].add_(product_VD, alpha=factor)
+        else:
+            left, right = left_VR[part].to(sum_VD.dtype), right_RD.to(sum_VD.dtype)
+            sum_VD[part].addmm_(left, right, alpha=factor)
 
 
 def _slices(count: int, most: int) -> Iterator[slice]:
@@ -286,7 +567,7 @@ def _chunks(rows: Tensor, most: int) -> Iterator[Tensor]:
         yield rows[piece]
 
 
-def _move_up(logits_RV: Tensor, kept: Tensor, rows_at_a_time: int = 8) -> None:
+def _move_up(logits_RV: Tensor, kept: Tensor, rows_at_a_time: int) -> None:
     """Close the gaps: row ``kept[i]`` moves to row ``i``.
 
     Safe in place because ``kept`` rises: place ``i`` is written only after every row before

@@ -1,23 +1,33 @@
 """Training, in order: one function that reads from top to bottom.
 
-``assemble`` (in ``job.py``) builds what the settings ask for and checks it. ``train`` puts a
-checkpoint's state into it if there is one, and then steps: draw micro-batches, run the heads,
-weigh and learn their targets, move the parameters, and now and then log, evaluate and save.
+``assembled`` (in ``job.py``) builds what the settings ask for and checks it. ``train`` puts a
+checkpoint's state into it if there is one, has the value head trained first if the weighting needs
+one, and then steps: draw micro-batches, run the heads, weigh and learn their targets, move the
+parameters, and now and then log, evaluate and save.
 """
 
 import math
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from wmtp.average import AVERAGE_NAME, average_checkpoints, newest_good_checkpoints
 from wmtp.data.batches import Batch
-from wmtp.errors import DivergedError
+from wmtp.errors import CheckpointError, DivergedError
 from wmtp.evaluation.held_out import measure_heads
 from wmtp.evaluation.window import Window
 from wmtp.job import Job
 from wmtp.loss import LossOutput, fused_mtp_loss
-from wmtp.optim import build_adamw, clip_gradients, learning_rate, set_learning_rate
+from wmtp.optim import (
+    build_optimizers,
+    clip_gradients,
+    head_scale_at,
+    learning_rate,
+    set_learning_rate,
+    step_optimizers,
+)
 from wmtp.runtime.checkpoint import require_space, write_checkpoint, write_folder
 from wmtp.runtime.console import Console
 from wmtp.runtime.metrics import MetricsLog, cut_back
@@ -31,10 +41,12 @@ from wmtp.state import (
     Progress,
     checkpoint_bytes,
     load_checkpoint,
+    named_parameters,
     save_checkpoint,
     save_model_directory,
 )
-from wmtp.weighting import Signals, weigh_chunk
+from wmtp.value_training import prepare_value_head
+from wmtp.weighting import Signals, find_critic, observe, weigh_chunk
 
 SMALLEST_LOSS_SCALE = 2.0**-20
 """fp16's loss scale starts at 2^16 and halves at each bad step; no good one needs it this low."""
@@ -58,14 +70,17 @@ def train(job: Job, folder: RunFolder, console: Console, checkpoint: Path | None
     """
     config, recipe, device = job.settings.config, job.settings.recipe, job.device
     checkpoints = config.paths.checkpoints
+    require_space(folder.checkpoints, checkpoint_bytes(job.model), checkpoints.keep_last)
+    folder.write_settings(job.describe())
+    if job.value_head is not None and checkpoint is None:
+        stopped = prepare_value_head(job, job.value_head, folder, console)
+        if stopped is not None:
+            return stopped
     moving = set_in_motion(job)
-    model, optimizer, scaler = moving.model, moving.optimizer, moving.scaler
-    progress, window = moving.progress, moving.window
+    model, progress, window = moving.model, moving.progress, moving.window
     if checkpoint is not None:
         load_checkpoint(checkpoint, moving, device)
         cut_back(folder.metrics_file, progress.step)
-    require_space(folder.checkpoints, checkpoint_bytes(model), checkpoints.keep_last)
-    folder.write_settings(job.describe())
 
     with (
         StopRequest() as stop,
@@ -93,22 +108,14 @@ def train(job: Job, folder: RunFolder, console: Console, checkpoint: Path | None
         # a signal is looked at after a step and its save only: there is always something to resume
         while not ending:
             lr = rate_at(job, progress.step)
-            set_learning_rate(optimizer, lr)
+            set_learning_rate(moving.optimizers, lr)
             step_batches = [next(batches) for _ in range(recipe.train.gradient_accumulation)]
-            valid_count = scaled_count(step_batches, recipe.head_scale)
-            loss_scale = scaler.get_scale()
+            share = share_of(job, moving, step_batches)
 
             for batch in step_batches:
-                here = batch.to(device.torch_device)
-                output = learn(job, here, valid_count, loss_scale)
-                window.add(output, here.valid_BSH)
+                learn(job, moving, batch.to(device.torch_device), share)
 
-            scaler.unscale_(optimizer)
-            norm = clip_gradients(job.trained_parameters, recipe.optim.grad_clip)
-            hold_back_if_not_finite(moving, norm)
-            scaler.step(optimizer)
-            scaler.update()
-            optimizer.zero_grad(set_to_none=True)
+            norm = update(moving, recipe.optim.grad_clip)
             progress.advance(job.rows_per_step, recipe.data.train.max_length)
             window.end_step(norm, job.rows_per_step * recipe.data.train.max_length)
             bar.advance(progress.step)
@@ -158,25 +165,47 @@ def train(job: Job, folder: RunFolder, console: Console, checkpoint: Path | None
             progress.step,
             lambda path: save_model_directory(model, job.tokenizer, path),
         )
+    if recipe.train.average_last is not None:
+        write_average(folder, recipe.train.average_last, console)
     return 0
+
+
+def write_average(folder: RunFolder, count: int, console: Console) -> None:
+    """Write the mean of the last checkpoints; a run that made too few keeps all else it made."""
+    try:
+        last_ones, _ = newest_good_checkpoints(folder.checkpoints, count)
+    except CheckpointError as error:
+        console.warning(f"{AVERAGE_NAME}/ was not written: {error}")
+        return
+    average_checkpoints(last_ones, folder.root / AVERAGE_NAME)
 
 
 def set_in_motion(job: Job) -> Moving:
     """Build what a step changes, as it is before the first step."""
     optim, device = job.settings.recipe.optim, job.device
-    optimizer = build_adamw(
-        job.model.named_parameters(),
+    optimizers = build_optimizers(
+        named_parameters(job.model, job.value_head),
+        name=optim.name,
         lr=optim.lr,
         betas=optim.betas,
         eps=optim.eps,
         weight_decay=optim.weight_decay,
         fused=device.fused_adamw,
+        value_lr=optim.value_lr,
     )
     scaler = device.grad_scaler()
     scaler.scale(torch.zeros((), device=device.torch_device))  # it builds its state on first use
-    never = torch.full((), torch.inf, device=device.torch_device)
-    window = Window(job.model.horizon, device)
-    return Moving(job.model, optimizer, scaler, window, Progress(), never)
+    memory = job.settings.recipe.weighting.start_memory()
+    return Moving(
+        model=job.model,
+        value_head=job.value_head,
+        optimizers=optimizers,
+        scaler=scaler,
+        window=Window(job.model.horizon, device),
+        progress=Progress(),
+        memory={name: value.to(device.torch_device) for name, value in memory.items()},
+        first_bad_step=torch.full((), torch.inf, device=device.torch_device),
+    )
 
 
 def destinations(job: Job, folder: RunFolder) -> list[Destination]:
@@ -198,14 +227,42 @@ def destinations(job: Job, folder: RunFolder) -> list[Destination]:
     return chosen
 
 
-def learn(job: Job, batch: Batch, valid_count: float, loss_scale: float) -> LossOutput:
+@dataclass(frozen=True)
+class Share:
+    """What the micro-batches of one step have in common.
+
+    Attributes:
+        head_scale: ``c``, one factor per head, of this step.
+        valid_count: ``N``, the valid targets of the step, each counted with its head's scale.
+        value_count: positions before a valid next token, by which the value loss is divided.
+        loss_scale: factor on the gradients, for fp16.
+    """
+
+    head_scale: tuple[float, ...]
+    valid_count: float
+    value_count: int
+    loss_scale: float
+
+
+def share_of(job: Job, moving: Moving, batches: list[Batch]) -> Share:
+    """What is known of a step before its first micro-batch."""
+    scale = scale_at(job, moving.progress.step)
+    return Share(
+        head_scale=scale,
+        valid_count=scaled_count(batches, scale),
+        value_count=max(1, sum(batch.valid_counts_H[0] for batch in batches)),
+        loss_scale=moving.scaler.get_scale(),
+    )
+
+
+def learn(job: Job, moving: Moving, batch: Batch, share: Share) -> LossOutput:
     """Forward, weigh and backward for one micro-batch; gradients add up in the parameters.
 
     Args:
         job: model, weighting and what they need.
+        moving: what the weighting remembers, and the window that counts.
         batch: on the device.
-        valid_count: valid targets of the whole step, each counted with its head's scale.
-        loss_scale: factor on the gradients, for fp16.
+        share: what the whole step has in common.
     """
     model, weighting = job.model, job.settings.recipe.weighting
     with job.device.autocast():
@@ -214,22 +271,70 @@ def learn(job: Job, batch: Batch, valid_count: float, loss_scale: float) -> Loss
         batch.valid_BSH,
         reference_ce=job.reference_ce(batch),
         loss_weights=batch.loss_weights_BSH,
+        rewards=batch.rewards_BSH,
+        last=batch.last_BSH,
+        memory=moving.memory,
     )
+    value_loss, critic = None, find_critic(weighting)
+    if moving.value_head is not None and critic is not None:
+        into_trunk = critic.auxiliary_into_trunk
+        scores_BS = moving.value_head.scores(hidden[0] if into_trunk else hidden[0].detach())
+        signals = replace(signals, values=moving.value_head.values(scores_BS.detach()))
+        value_loss, _ = critic.value_head_loss(scores_BS, signals)
+        value_loss = value_loss / share.value_count
     output = fused_mtp_loss(
         hidden,
-        model.unembedding_VD,
+        model.unembeddings,
         batch.targets_BSH,
         batch.valid_BSH,
         lambda ce, part: weigh_chunk(weighting, signals, ce, part),
         weighting.scope,
-        valid_count=valid_count,
-        head_scale=job.settings.recipe.head_scale,
-        unembedding_gradient_VD=gradient_of(model.unembedding_VD),
+        valid_count=share.valid_count,
+        head_scale=share.head_scale,
+        unembedding_gradients=[gradient_of(matrix) for matrix in model.unembeddings],
         workspace=job.workspace,
-        loss_scale=loss_scale,
+        loss_scale=share.loss_scale,
+        kept_fraction=weighting.kept_fraction,
+        valid_targets=sum(batch.valid_counts_H),
     )
-    output.loss.backward()  # type: ignore[no-untyped-call]
+    total = output.loss
+    if value_loss is not None and critic is not None:
+        # added and not multiplied in: the fused loss must reach backward() with gradient 1
+        total = total + critic.auxiliary_loss_coef * share.loss_scale * value_loss
+    if total.requires_grad:  # not where only matrices of linear heads learn, which is done
+        total.backward()  # type: ignore[no-untyped-call]
+    moving.window.add(output, batch.valid_BSH, value_loss)
+    measured = replace(signals, ce=output.ce_BSH, valid_BSH=output.measured_BSH)
+    observe(weighting, measured)
     return output
+
+
+def update(moving: Moving, largest_norm: float | None) -> Tensor:
+    """Move the parameters by what the step's micro-batches added up, and forget it.
+
+    The value head is clipped by itself, so that its gradient does not shrink the model's.
+
+    Returns:
+        The norm of the model's gradient before clipping.
+    """
+    for optimizer in moving.optimizers:
+        moving.scaler.unscale_(optimizer)
+    norm = clip_gradients(trained(moving.model), largest_norm)
+    finite = norm.isfinite()
+    if moving.value_head is not None:
+        value_norm = clip_gradients(trained(moving.value_head), largest_norm)
+        finite = finite & value_norm.isfinite()
+    # not the scaler's own step(): it judges each optimizer alone, and would move half a model
+    step_optimizers(moving.optimizers, held_back(moving, finite))
+    moving.scaler.update()
+    for optimizer in moving.optimizers:
+        optimizer.zero_grad(set_to_none=True)
+    return norm
+
+
+def trained(module: nn.Module) -> list[nn.Parameter]:
+    """The parameters that move."""
+    return [parameter for parameter in module.parameters() if parameter.requires_grad]
 
 
 def utilization(job: Job, tokens_per_second: float) -> dict[str, float]:
@@ -259,6 +364,18 @@ def scaled_count(batches: list[Batch], head_scale: tuple[float, ...]) -> float:
     )
 
 
+def scale_at(job: Job, step: int) -> tuple[float, ...]:
+    """The recipe's factors of the heads at a step."""
+    anneal = job.settings.recipe.loss.anneal
+    return head_scale_at(
+        step,
+        start=job.settings.recipe.head_scale,
+        end=anneal.to,
+        begin_step=round(anneal.begin * job.max_steps),
+        end_step=round(anneal.end * job.max_steps),
+    )
+
+
 def rate_at(job: Job, step: int) -> float:
     """The recipe's learning rate of a step."""
     optim = job.settings.recipe.optim
@@ -273,18 +390,18 @@ def rate_at(job: Job, step: int) -> float:
     )
 
 
-def hold_back_if_not_finite(moving: Moving, norm: Tensor) -> None:
-    """Pass over this update, and all later ones, once a gradient was not finite.
+def held_back(moving: Moving, finite: Tensor) -> Tensor:
+    """Whether to pass over this update, as over all after the first gradient that was not finite.
 
-    A flag on the device and not a look at it, so that no step waits: the fused optimizer reads
-    it itself. fp16's scaler has its own, which is meant to go off now and then.
+    A flag on the device and not a look at it, so that no step waits. fp16's loss scale is meant to
+    overflow now and then, and then only that step is passed over.
     """
     if moving.scaler.is_enabled():
-        return
+        return ~finite
     first_bad = moving.first_bad_step
     this_step = torch.full_like(first_bad, moving.progress.step + 1)
-    first_bad.copy_(torch.where(norm.isfinite(), first_bad, torch.minimum(first_bad, this_step)))
-    moving.optimizer.found_inf = first_bad.isfinite().float()  # type: ignore[attr-defined]
+    first_bad.copy_(torch.where(finite, first_bad, torch.minimum(first_bad, this_step)))
+    return first_bad.isfinite()
 
 
 def raise_if_diverged(moving: Moving, folder: RunFolder) -> None:

@@ -17,7 +17,8 @@ LAYERS = [
     {"cli"},
     {"evaluate", "dry_run", "score"},
     {"train"},
-    {"state", "job", "config_check"},
+    {"value_training"},
+    {"state", "job", "average", "config_check"},
     {"opening"},
     {"config"},
     {"config_files"},
@@ -26,6 +27,7 @@ LAYERS = [
     {"model", "weighting", "runtime"},
     {"loss", "optim"},
     {"sweep"},
+    {"softmax_kernel"},
     {"errors", "__init__"},
 ]
 LEVEL = {part: depth for depth, layer in enumerate(LAYERS) for part in layer}

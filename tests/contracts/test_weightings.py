@@ -4,45 +4,85 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
-from wmtp.weighting import ALGORITHMS, Signals, Weighting, weigh_chunk
+from wmtp.weighting import ALGORITHMS, Signals, Weighting, observe, weigh_chunk
 
-OPTIONS: list[tuple[str, dict[str, Any]]] = [
+ALONE: list[tuple[str, dict[str, Any]]] = [
     ("baseline-mtp", {}),
     ("column", {}),
+    ("critic-wmtp", {}),
+    ("critic-wmtp", {"beta": 0.01, "clip": 20.0}),
+    ("critic-wmtp", {"gae_lambda": 0.0, "value_loss": "mse", "spread": "uniform"}),
     ("rho1-wmtp", {}),
     ("rho1-wmtp", {"score": "absolute", "min_ce_diff": 0.2}),
     ("rho1-wmtp", {"compete": "heads"}),
     ("rho1-wmtp", {"compete": "heads", "center": "none"}),
     ("rho1-wmtp", {"mode": "token_skip"}),
 ]
+CONTROLS = ("shuffled", "random_matched")
+OPTIONS: list[tuple[str, dict[str, Any]]] = [
+    *ALONE,
+    *((control, {"around": inner}) for control in CONTROLS for inner in ALONE),
+    ("shuffled", {"around": ("random_matched", {"around": ("rho1-wmtp", {})})}),
+    ("random_matched", {"around": ("shuffled", {"around": ("critic-wmtp", {})})}),
+]
 
 
 def make(name: str, options: dict[str, Any]) -> Weighting:
-    return ALGORITHMS[name](**options)
+    inner = {"around": make(*options["around"])} if "around" in options else {}
+    return ALGORITHMS[name](**{**options, **inner})
 
 
-def make_signals() -> tuple[Signals, torch.Tensor]:
-    generator = torch.Generator().manual_seed(0)
+def make_signals(weighting: Weighting, seed: int = 0) -> tuple[Signals, Tensor]:
+    """Four packed rows; the last has no valid target, the third no reward."""
+    generator = torch.Generator().manual_seed(seed)
     ce, reference, column = (torch.rand(4, 12, 3, generator=generator) * 4 for _ in range(3))
     valid = torch.rand(4, 12, 3, generator=generator) > 0.3
     valid[3] = False
-    return Signals(valid, reference_ce=reference, loss_weights=column), ce
+    values = torch.randn(4, 12, generator=generator)
+    rewards_BT = torch.rand(4, 14, generator=generator)
+    rewards_BT[2] = torch.nan
+    last_BT = torch.rand(4, 14, generator=generator) > 0.8
+    signals = Signals(
+        valid,
+        reference_ce=reference,
+        loss_weights=column,
+        values=values,
+        rewards=rewards_BT.unfold(1, 3, 1),
+        last=last_BT.unfold(1, 3, 1),
+        memory=weighting.start_memory(),
+    )
+    return signals, ce
+
+
+def weigh(weighting: Weighting, signals: Signals, ce: Tensor) -> Tensor:
+    """The weights of whole rows, asked for as the loss would."""
+    if weighting.scope == "token":
+        return weigh_chunk(weighting, signals, ce.view(1, 48, 3), slice(0, 48)).view(4, 12, 3)
+    given = None if weighting.scope == "known" else ce
+    return weigh_chunk(weighting, signals, given, slice(0, 4))
+
+
+def observed(signals: Signals, ce: Tensor) -> Signals:
+    return Signals(**{**vars(signals), "ce": ce})
 
 
 def test_every_algorithm_is_held_to_the_contract() -> None:
     assert {name for name, _ in OPTIONS} == set(ALGORITHMS)
 
 
+@pytest.mark.parametrize("micro_batches", [0, 3])
 @pytest.mark.parametrize(("name", "options"), OPTIONS, ids=str)
 def test_mean_one_over_each_row_and_nothing_where_invalid(
-    name: str, options: dict[str, Any]
+    name: str, options: dict[str, Any], micro_batches: int
 ) -> None:
     weighting = make(name, options)
-    signals, ce = make_signals()
-    part: slice = slice(0, 48) if weighting.scope == "token" else slice(0, 4)
-    given = ce.view(1, 48, 3) if weighting.scope == "token" else ce
-    weights = weigh_chunk(weighting, signals, given, part).view(4, 12, 3)
+    signals, ce = make_signals(weighting)
+    for _ in range(micro_batches):
+        weigh(weighting, signals, ce)
+        observe(weighting, observed(signals, ce))
+    weights = weigh(weighting, signals, ce)
     valid = signals.valid_BSH
     assert weights.dtype == torch.float32
     assert torch.isfinite(weights).all()
@@ -50,14 +90,33 @@ def test_mean_one_over_each_row_and_nothing_where_invalid(
     assert not weights[~valid].any()
     means = weights[:3].sum((1, 2)) / valid[:3].sum((1, 2))
     torch.testing.assert_close(means, torch.ones(3))
+    assert all(torch.isfinite(tensor).all() for tensor in signals.memory.values())
 
 
 @pytest.mark.parametrize(("name", "options"), OPTIONS, ids=str)
+def test_a_micro_batch_without_valid_targets_leaves_no_trace(
+    name: str, options: dict[str, Any]
+) -> None:
+    weighting = make(name, options)
+    signals, ce = make_signals(weighting)
+    weigh(weighting, signals, ce)
+    observe(weighting, observed(signals, ce))
+    before = {key: tensor.clone() for key, tensor in signals.memory.items()}
+    nothing = Signals(**{**vars(signals), "valid_BSH": torch.zeros_like(signals.valid_BSH)})
+    assert not weigh(weighting, nothing, ce).any()
+    observe(weighting, observed(nothing, ce))
+    assert all(signals.memory[key].equal(tensor) for key, tensor in before.items())
+
+
+ASKED_IN_PARTS = [one for one in ALONE if make(*one).scope != "known"]
+
+
+@pytest.mark.parametrize(("name", "options"), ASKED_IN_PARTS, ids=str)
 def test_chunks_of_its_scope_give_the_weights_of_the_whole(
     name: str, options: dict[str, Any]
 ) -> None:
     weighting = make(name, options)
-    signals, ce = make_signals()
+    signals, ce = make_signals(weighting)
     if weighting.scope == "token":
         flat = ce.view(1, 48, 3)
         whole = weigh_chunk(weighting, signals, flat, slice(0, 48))
@@ -71,10 +130,42 @@ def test_chunks_of_its_scope_give_the_weights_of_the_whole(
 
 
 @pytest.mark.parametrize(("name", "options"), OPTIONS, ids=str)
-def test_weights_carry_no_gradient(name: str, options: dict[str, Any]) -> None:
+def test_weights_and_memory_carry_no_gradient(name: str, options: dict[str, Any]) -> None:
     weighting = make(name, options)
-    signals, ce = make_signals()
+    signals, ce = make_signals(weighting)
     ce.requires_grad_()
-    part: slice = slice(0, 48) if weighting.scope == "token" else slice(0, 4)
-    given = ce.view(1, 48, 3) if weighting.scope == "token" else ce
-    assert not weigh_chunk(weighting, signals, given, part).requires_grad
+    assert signals.values is not None
+    signals.values.requires_grad_()
+    assert not weigh(weighting, signals, ce).requires_grad
+    observe(weighting, observed(signals, ce))
+    assert not any(tensor.requires_grad for tensor in signals.memory.values())
+
+
+@pytest.mark.parametrize(("name", "options"), OPTIONS, ids=str)
+def test_memory_is_changed_in_place_and_never_replaced(name: str, options: dict[str, Any]) -> None:
+    """The loop saves the tensors it was given: a weighting that made new ones would lose them."""
+    weighting = make(name, options)
+    signals, ce = make_signals(weighting)
+    before = dict(signals.memory)
+    weigh(weighting, signals, ce)
+    observe(weighting, observed(signals, ce))
+    assert signals.memory.keys() == before.keys()
+    assert all(signals.memory[key] is tensor for key, tensor in before.items())
+    assert all(key in weighting.start_memory() for key in before)
+    if before:
+        assert any(tensor.any() for tensor in before.values())
+
+
+@pytest.mark.parametrize(("name", "options"), OPTIONS, ids=str)
+def test_random_numbers_and_memory_decide_the_weights(name: str, options: dict[str, Any]) -> None:
+    """Resuming puts both back, and then the weights are the same to the last bit."""
+    weighting = make(name, options)
+    runs = []
+    for _ in range(2):
+        signals, ce = make_signals(weighting)
+        torch.manual_seed(5)
+        for _ in range(2):
+            weigh(weighting, signals, ce)
+            observe(weighting, observed(signals, ce))
+        runs.append(weigh(weighting, signals, ce))
+    assert runs[0].equal(runs[1])

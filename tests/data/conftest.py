@@ -33,6 +33,8 @@ def make_shards(tmp_path: Path, tokenizer: TextTokenizer) -> MakeShards:
         wanted: Sequence[Sequence[bool]] | None = None,
         weights: Sequence[Sequence[float]] | None = None,
         name: str = "shards",
+        rewards: Sequence[float | None] | None = None,
+        groups: Sequence[str | None] | None = None,
     ) -> Shards:
         with write_shards(tmp_path / name, tokenizer) as writer:
             for index, ids in enumerate(documents):
@@ -42,6 +44,8 @@ def make_shards(tmp_path: Path, tokenizer: TextTokenizer) -> MakeShards:
                         np.array(ids, dtype=np.int64),
                         np.array(wanted[index] if wanted else [True] * len(ids)),
                         np.array(weights[index], dtype=np.float32) if weights else None,
+                        rewards[index] if rewards else None,
+                        groups[index] if groups else None,
                     )
                 )
         return open_shards(tmp_path / name)

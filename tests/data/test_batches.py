@@ -1,3 +1,4 @@
+import pickle
 from typing import Any
 
 import numpy as np
@@ -5,7 +6,7 @@ import pytest
 import torch
 
 from wmtp.data.batches import Batch, batch_at, evaluation_batches, gather_rows
-from wmtp.data.rows import Rows
+from wmtp.data.rows import DocumentRewards, Rows
 from wmtp.data.shards import Shards, add_column
 from wmtp.errors import DataError
 
@@ -199,3 +200,122 @@ def test_row_tells_where_it_came_from(make_shards: Any) -> None:
     assert Rows(shards, 6).describe(0) == "file:1 to file:2"
     assert Rows(shards, 6).describe(3) == "file:4"
     assert Rows(shards, 3, packed=False).describe(2) == "file:3"
+
+
+# Positions      0 1 2 3 4 | 5 6 7 | 8 9 10 11 12 13 14 15 16 | 17 18 19
+# Wanted (above) 1 0 0 1 1 | 1 1 1 | 1 0  0  0  1  1  1  1  1 |  1  1  1
+# a document's first token cannot be predicted: 2, 2, 5 and 2 wanted tokens take the reward
+REWARDS = np.array([1.0, np.nan, 0.5, -3.0], dtype=np.float32)
+NAN = float("nan")
+
+
+def rewards_of(batch: Batch) -> tuple[np.ndarray, np.ndarray]:
+    assert batch.rewards_BSH is not None
+    assert batch.last_BSH is not None
+    assert batch.rewards_BSH.dtype == torch.float32
+    assert batch.last_BSH.dtype == torch.bool
+    return batch.rewards_BSH.numpy(), batch.last_BSH.numpy()
+
+
+def test_terminal_rewards_stand_on_the_last_wanted_token(make_shards: Any) -> None:
+    rows = Rows(make_shards(DOCUMENTS, WANTED), 20, rewards=DocumentRewards(REWARDS))
+    rewards_BSH, last_BSH = rewards_of(gather_rows(rows, np.array([0]), 2))
+    of_targets = [0, 0, 0, 1] + [NAN] * 3 + [0] * 8 + [0.5, 0, 0, -3]  # of tokens 1 to 19
+    np.testing.assert_array_equal(rewards_BSH[0, :, 0], [*of_targets, 0])
+    np.testing.assert_array_equal(rewards_BSH[0, :, 1], [*of_targets[1:], 0, 0])
+    assert np.flatnonzero(last_BSH[0, :, 0]).tolist() == [3, 6, 15, 18]  # tokens 4, 7, 16, 19
+    assert np.flatnonzero(last_BSH[0, :, 1]).tolist() == [2, 5, 14, 17]
+
+
+def test_uniform_rewards_are_shared_by_the_wanted_tokens(make_shards: Any) -> None:
+    rewards = DocumentRewards(REWARDS, "uniform")
+    rows = Rows(make_shards(DOCUMENTS, WANTED), 8, rewards=rewards)
+    rewards_BSH, last_BSH = rewards_of(gather_rows(rows, np.array([0, 1, 2]), 1))
+    np.testing.assert_array_equal(rewards_BSH[0, :, 0], [0, 0, 0.5, 0.5, NAN, NAN, NAN, 0])
+    np.testing.assert_allclose(rewards_BSH[1, :, 0], [0, 0, 0, 0.1, 0.1, 0.1, 0.1, 0.1])
+    np.testing.assert_array_equal(rewards_BSH[2, :, 0], [0, -1.5, -1.5, 0, 0, 0, 0, 0])
+    assert [np.flatnonzero(row).tolist() for row in last_BSH[:, :, 0]] == [[3, 6], [7], [2]]
+
+
+def test_rewards_without_a_mask_count_the_prompt(make_shards: Any) -> None:
+    rewards = DocumentRewards(REWARDS, "uniform")
+    rows = Rows(make_shards(DOCUMENTS, WANTED), 8, mask_prompt=False, rewards=rewards)
+    rewards_BSH, _ = rewards_of(gather_rows(rows, np.array([0, 1]), 1))
+    np.testing.assert_array_equal(rewards_BSH[0, :, 0], [0.25] * 4 + [NAN] * 3 + [0])
+    np.testing.assert_array_equal(rewards_BSH[1, :, 0], [0.0625] * 8)
+
+
+def test_a_row_cut_before_its_last_wanted_token_does_not_hold_it(make_shards: Any) -> None:
+    for spread, expected in {
+        "terminal": [[0, 0, 0, 1], [0, 0, 0, 0]],
+        "uniform": [[0, 0, 0.5, 0.5], [0, 0, 0, 0.1]],
+    }.items():
+        rewards = DocumentRewards(REWARDS, spread)  # type: ignore[arg-type]
+        rows = Rows(make_shards(DOCUMENTS, WANTED, name=spread), 5, packed=False, rewards=rewards)
+        rewards_BSH, last_BSH = rewards_of(gather_rows(rows, np.array([0, 2]), 1))
+        np.testing.assert_allclose(rewards_BSH[:, :4, 0], expected, rtol=1e-6)
+        assert not rewards_BSH[:, 4].any()  # the rows end after five tokens
+        assert last_BSH[:, :, 0].tolist() == [[False, False, False, True, False], [False] * 5]
+
+
+def test_a_document_that_wants_nothing_has_no_last_token(make_shards: Any) -> None:
+    shards = make_shards([[0, 5, 6], [7]], wanted=[[True, False, False], [True]])
+    for spread in ("terminal", "uniform"):
+        values = np.array([2.0, 2.0], dtype=np.float32)
+        rows = Rows(shards, 3, rewards=DocumentRewards(values, spread))  # type: ignore[arg-type]
+        rewards_BSH, last_BSH = rewards_of(gather_rows(rows, np.array([0]), 2))
+        assert not rewards_BSH.any()
+        assert not last_BSH.any()
+
+
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("spread", ["terminal", "uniform"])
+def test_rewards_of_a_document_add_up(make_shards: Any, packed: bool, spread: Any) -> None:
+    generator = np.random.default_rng(3)
+    lengths = generator.integers(2, 30, size=80)
+    wanted = [[True] * (n - 1) + [True] if n < 4 else [True, False] + [True] * (n - 2)
+              for n in map(int, lengths)]  # fmt: skip
+    values = generator.normal(size=80).astype(np.float32)
+    shards = make_shards([[1] * int(n) for n in lengths], wanted)
+    rows = Rows(shards, 32, packed=packed, rewards=DocumentRewards(values, spread))
+    total = 0.0
+    for batch in evaluation_batches(rows, batch_size=7, horizon=1):
+        rewards_BSH, last_BSH = rewards_of(batch)
+        assert batch.valid_BSH.numpy()[rewards_BSH != 0].all()
+        assert batch.valid_BSH.numpy()[last_BSH].all()
+        total += float(rewards_BSH.sum(dtype=float))
+    # each share is rounded to float32: 80 documents of size 1 leave far less than this
+    assert total == pytest.approx(float(values.sum(dtype=float)), abs=1e-4)
+
+
+def test_wanted_tokens_are_found_across_pieces(
+    make_shards: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shards = make_shards(DOCUMENTS, WANTED)
+    monkeypatch.setattr("wmtp.data.rows._CHUNK", 3)
+    found = Rows(shards, 4).wanted_tokens
+    assert found.first.tolist() == [0, 5, 8, 17]
+    assert found.last.tolist() == [4, 7, 16, 19]
+    assert found.count.tolist() == [2, 2, 5, 2]
+
+
+def test_rewards_travel_with_the_batch(make_shards: Any) -> None:
+    shards = make_shards(DOCUMENTS, WANTED, rewards=[1.0, None, 0.5, -3.0])
+    rows = Rows(shards, 8, rewards=DocumentRewards(shards.rewards))
+    copied_rows = pickle.loads(pickle.dumps(rows))
+    batch = gather_rows(rows, np.array([0, 1]), 3)
+    for copy in (pickle.loads(pickle.dumps(batch)), gather_rows(copied_rows, np.array([0, 1]), 3)):
+        np.testing.assert_array_equal(copy.rewards_BSH.numpy(), batch.rewards_BSH.numpy())
+        assert torch.equal(copy.last_BSH, batch.last_BSH)
+    moved = batch.to(torch.device("meta"))
+    assert moved.rewards_BSH.device.type == moved.last_BSH.device.type == "meta"
+    plain = gather_rows(Rows(shards, 8), np.array([0]), 3)
+    assert (plain.rewards_BSH, plain.last_BSH) == (None, None)
+
+
+def test_rewards_that_do_not_fit_are_refused(make_shards: Any) -> None:
+    shards = make_shards(DOCUMENTS)
+    with pytest.raises(ValueError, match=r"rewards \(3,\) for 4 documents"):
+        Rows(shards, 4, rewards=DocumentRewards(REWARDS[:3]))
+    with pytest.raises(ValueError, match="infinite"):
+        DocumentRewards(np.array([np.inf], dtype=np.float32))

@@ -44,6 +44,15 @@ def test_tokens_with_a_weight_each() -> None:
     )
 
 
+def test_reward_and_group_of_a_document() -> None:
+    document = parse_row({"prompt": "a", "response": "b", "reward": -2, "group": "p1"}, "f")
+    assert (document.reward, document.group) == (-2.0, "p1")
+    tokens = parse_row({"tokens": [1], "is_correct": True, "reward": None}, "f")
+    assert (tokens.reward, tokens.group) == (1.0, None)
+    wrong = parse_row({"text": "a", "is_correct": False}, "f")
+    assert (wrong.reward, wrong.group) == (0.0, None)
+
+
 def test_null_weight_is_no_weight() -> None:
     assert parse_row({"text": "a", "loss_weights": None}, "f") == Document("f", (Segment("a"),))
 
@@ -75,6 +84,15 @@ def test_null_weight_is_no_weight() -> None:
         ({"tokens": []}, "tokens is not a list of integers"),
         ({"tokens": [1, True]}, "tokens is not a list of integers"),
         ({"tokens": [1, 2], "loss_weights": [1]}, "loss_weights and tokens differ in length"),
+        ({"text": "a", "reward": 1, "is_correct": True}, "rewards given twice"),
+        ({"text": "a", "reward": "1"}, "reward is not a number"),
+        ({"text": "a", "reward": True}, "reward is not a number"),
+        ({"text": "a", "reward": float("nan")}, "reward is not finite"),
+        ({"text": "a", "reward": float("inf")}, "reward is not finite"),
+        ({"text": "a", "reward": 10**400}, "reward is not finite"),
+        ({"text": "a", "reward": 1e39}, "reward is not finite"),
+        ({"tokens": [1], "is_correct": 1}, "is_correct is not true or false"),
+        ({"text": "a", "group": 3}, "group is not a string"),
     ],
 )
 def test_a_row_that_cannot_be_used_says_why(row: dict[str, object], reason: str) -> None:

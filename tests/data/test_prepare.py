@@ -2,11 +2,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from wmtp.data.inspect import describe_shards
 from wmtp.data.prepare import prepare, prepare_cached
-from wmtp.data.shards import open_shards
+from wmtp.data.shards import add_document_column, open_shards
 from wmtp.data.sources import Source, make_source
 from wmtp.data.tokenizer import TextTokenizer
 from wmtp.errors import DataError
@@ -147,3 +148,47 @@ def test_real_mbpp_masks_its_prompts(
     ids, wanted = shards.tokens[first], shards.wanted.values[first].astype(bool)
     assert tokenizer.decode(ids[~wanted].tolist()).startswith('"""\nWrite a function to find the')
     assert tokenizer.decode(ids[wanted].tolist()).startswith("R = 3\nC = 3\ndef min_cost")
+
+
+def test_rewards_reach_the_shards_and_the_description(
+    write_lines: Any, tmp_path: Path, tokenizer: TextTokenizer
+) -> None:
+    path = write_lines(
+        [
+            {"text": "ab", "is_correct": True, "group": "sum"},
+            {"tokens": [5, 6], "reward": 0.5, "group": "max"},
+            {"text": "abc", "loss_weights": [[0, 1, 2]], "is_correct": False, "group": "sum"},
+            {"text": "plain"},
+        ]
+    )
+    prepare([Source(str(path))], tokenizer, tmp_path / "out")
+    shards = open_shards(tmp_path / "out")
+    np.testing.assert_array_equal(shards.rewards, [1, 0.5, 0, np.nan])
+    assert shards.groups is not None
+    assert shards.groups.tolist() == [0, 1, 0, -1]
+    add_document_column(shards, "reward.model", np.array([np.nan, np.nan, 2.0, 4.0]))
+    text = "\n".join(describe_shards(tmp_path / "out", documents=0, characters=1))
+    assert "rewards: 3 of 4 documents, mean 0.5" in text
+    assert "groups: 2, with 3 of 4 documents" in text
+    assert "reward.model: 2 of 4 documents, mean 3" in text
+
+
+def test_contest_reaches_the_shards_with_what_was_passed_over(
+    write_lines: Any, tmp_path: Path, tokenizer: TextTokenizer
+) -> None:
+    problem = {"name": "p", "description": "d", "solutions": ["a", "a", "b"]}
+    path = write_lines([{**problem, "incorrect_solutions": ["c"]}])
+    report = prepare([Source(str(path), solutions="all")], tokenizer, tmp_path / "out")
+    assert report.passed_over == {"duplicate program": 1}
+    assert report.lines()[1:] == ["1 passed over: duplicate program 1"]
+    shards = open_shards(tmp_path / "out")
+    assert shards.rewards is not None
+    assert shards.rewards.tolist() == [1, 1, 0]
+    (count,) = shards.manifest.sources
+    assert (count.format, count.passed_over) == ("contest", {"duplicate program": 1})
+    assert "  passed over, duplicate program: 1" in describe_shards(tmp_path / "out", 0, 1)
+    cached = [
+        prepare_cached([Source(str(path), solutions=solutions)], tokenizer, tmp_path / "cache")
+        for solutions in ("correct", "all")
+    ]
+    assert [shards.manifest.documents for shards in cached] == [2, 3]

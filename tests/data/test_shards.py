@@ -9,7 +9,7 @@ import pytest
 
 from wmtp.data.encoding import EncodedDocument
 from wmtp.data.shard_writer import write_shards
-from wmtp.data.shards import add_column, is_shards, open_shards
+from wmtp.data.shards import add_column, add_document_column, is_shards, open_shards
 from wmtp.data.tokenizer import TextTokenizer
 from wmtp.data.tokenizer_training import train_tokenizer
 from wmtp.errors import DataError, StorageError
@@ -174,3 +174,75 @@ def test_copy_for_another_process_maps_the_files_again(make_shards: Any) -> None
 def test_shards_can_be_moved(make_shards: Any, tmp_path: Path) -> None:
     shutil.move(make_shards(DOCUMENTS).path, tmp_path / "elsewhere")
     open_shards(tmp_path / "elsewhere").verify()
+
+
+def test_rewards_and_groups_are_kept_per_document(make_shards: Any) -> None:
+    shards = make_shards(
+        [[0, 1], [0, 2], [0, 3], [0, 4]],
+        rewards=[1.0, None, -0.25, None],
+        groups=["b", "a", "b", None],
+    )
+    assert shards.rewards is not None
+    assert shards.groups is not None
+    assert shards.rewards.dtype == np.float32
+    np.testing.assert_array_equal(shards.rewards, [1.0, np.nan, -0.25, np.nan])
+    assert shards.groups.dtype == np.int32
+    assert shards.groups.tolist() == [0, 1, 0, -1]
+    assert shards.manifest.document_columns == ["rewards", "groups"]
+    with pytest.raises(ValueError, match="read-only"):
+        shards.rewards[0] = 0
+
+
+def test_document_columns_that_say_nothing_are_dropped(make_shards: Any) -> None:
+    shards = make_shards(DOCUMENTS)
+    assert (shards.rewards, shards.groups) == (None, None)
+    assert not list(shards.path.glob("rewards*"))
+    assert not list(shards.path.glob("groups*"))
+    only_rewards = make_shards(DOCUMENTS, rewards=[None, 0.0], name="rewards")
+    assert only_rewards.rewards is not None
+    assert only_rewards.groups is None
+
+
+def test_shards_from_before_document_columns_open(make_shards: Any) -> None:
+    path = make_shards(DOCUMENTS).path
+    manifest = json.loads((path / "manifest.json").read_text())
+    del manifest["document_columns"]
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    shards = open_shards(path)
+    assert (shards.rewards, shards.groups) == (None, None)
+
+
+@pytest.mark.parametrize("name", ["rewards.f32", "groups.i32"])
+def test_truncated_document_columns_are_refused(make_shards: Any, name: str) -> None:
+    path = make_shards(DOCUMENTS, rewards=[1, 0], groups=["a", "a"]).path
+    (path / name).write_bytes(b"1234")
+    with pytest.raises(DataError, match=f"{name} has 4 bytes instead of 8"):
+        open_shards(path)
+    (path / name).unlink()
+    with pytest.raises(DataError, match=rf"column {name[:-4]} is missing"):
+        open_shards(path)
+
+
+def test_document_column_is_added_whole_or_not_at_all(make_shards: Any) -> None:
+    shards = make_shards(DOCUMENTS)
+    assert shards.document_column("reward.x") is None
+    added = add_document_column(shards, "reward.x", np.array([0.5, np.nan]))
+    assert added.dtype == np.float32
+    np.testing.assert_array_equal(shards.document_column("reward.x"), [0.5, np.nan])
+    assert add_document_column(shards, "pair.x", np.array([1, 0])).dtype == np.int32
+    before = sorted(path.name for path in shards.path.iterdir())
+    with pytest.raises(ValueError, match="column reward.y: 3 values for 2 documents"):
+        add_document_column(shards, "reward.y", np.zeros(3))
+    assert sorted(path.name for path in shards.path.iterdir()) == before
+    (shards.path / "reward.x.f32").write_bytes(b"123")
+    with pytest.raises(DataError, match=r"reward\.x\.f32 has 3 bytes instead of 8"):
+        shards.document_column("reward.x")
+
+
+def test_copy_for_another_process_maps_rewards_again(make_shards: Any) -> None:
+    shards = make_shards([[0, 1]] * 2000, rewards=[0.5] * 2000, groups=["g"] * 2000)
+    content = pickle.dumps(shards)
+    assert len(content) < 2000
+    copy = pickle.loads(content)
+    assert copy.rewards[1999] == 0.5
+    assert copy.groups[1999] == 0

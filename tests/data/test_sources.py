@@ -1,12 +1,13 @@
 import gzip
 import lzma
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from wmtp.data import text_files
-from wmtp.data.documents import BadLines, Document
+from wmtp.data.documents import BadLines, Document, Segment
 from wmtp.data.sources import Source, list_files, make_source, read_documents, read_texts
 from wmtp.errors import DataError
 
@@ -87,6 +88,165 @@ def test_mbpp_is_recognized_and_split_by_task_id(write_lines: Any) -> None:
         assert names(make_source(str(path), split, "auto")) == [f"{path}:{n}" for n in lines]
 
 
+def humaneval_row(number: int) -> dict[str, Any]:
+    return {
+        "task_id": f"HumanEval/{number}",
+        "prompt": f"def f{number}():\r\n",
+        "canonical_solution": "    return 1\n",
+        "entry_point": f"f{number}",
+        "test": "def check(candidate):\n    assert candidate() == 1\n",
+    }
+
+
+def test_humaneval_is_recognized_and_is_for_testing_alone(write_lines: Any, tmp_path: Path) -> None:
+    path = write_lines([humaneval_row(n) for n in range(3)])
+    assert list_files(Source(str(path))).format == "humaneval"
+    first = next(iter(read_documents(Source(str(path)), BadLines())))
+    assert first == Document(
+        f"{path}:1", (Segment("def f0():\n", wanted=False), Segment("    return 1\n"))
+    )
+    assert len(names(Source(str(path), "test"))) == len(names(Source(str(path)))) == 3
+    with pytest.raises(DataError, match="split is 'train', but HumanEval is a benchmark"):
+        names(Source(str(path), "train"))
+    packed = tmp_path / "h.jsonl.gz"
+    packed.write_bytes(gzip.compress(path.read_bytes()))
+    assert len(names(Source(str(packed), "test"))) == 3
+
+
+def test_broken_humaneval_rows_say_why(write_lines: Any) -> None:
+    rows = [*map(humaneval_row, range(5)), humaneval_row(2), {**humaneval_row(7), "task_id": 7}]
+    bad = BadLines()
+    path = write_lines([*rows, {**humaneval_row(8), "canonical_solution": ""}])
+    assert len(names(Source(str(path)), bad)) == 5
+    assert [line.reason for line in bad.lines] == [
+        "task_id repeated",
+        "task_id is not a string",
+        "canonical_solution is empty",
+    ]
+
+
+def contest_row(
+    name: str, correct: Any, incorrect: Any = None, description: str = "Add.\r\n"
+) -> dict[str, Any]:
+    row = {"name": name, "description": description, "solutions": correct}
+    return row if incorrect is None else {**row, "incorrect_solutions": incorrect}
+
+
+def of_language(*programs: tuple[object, object]) -> dict[str, list[object]]:
+    return {"language": [p[0] for p in programs], "solution": [p[1] for p in programs]}
+
+
+def test_contest_row_gives_a_document_per_program(write_lines: Any) -> None:
+    path = write_lines(
+        [
+            contest_row(
+                "sum",
+                of_language((3, "a = 1\r\n"), (2, "int a;"), (3, "a = 1\n"), (3, "b"), (3, "c")),
+                of_language((3, "c"), (3, "d"), (4, "int d"), (3, "d")),
+            )
+        ]
+    )
+    assert list_files(Source(str(path))).format == "contest"
+    bad = BadLines()
+    documents = list(read_documents(Source(str(path)), bad))
+    prompt = Segment('"""\nAdd.\n\n"""\n', wanted=False)
+    assert documents == [
+        Document(f"{path}:1 solutions[0]", (prompt, Segment("a = 1\n"))),
+        Document(f"{path}:1 solutions[3]", (prompt, Segment("b"))),
+    ]
+    assert bad.passed_over == {
+        "program in another language": 1,
+        "duplicate program": 1,
+        "program that is both correct and incorrect": 1,
+    }
+    assert bad.lines == []
+    bad = BadLines()
+    documents = list(read_documents(Source(str(path), solutions="all"), bad))
+    assert [
+        (d.name[-22:], d.reward, d.group) if isinstance(d, Document) else d for d in documents
+    ] == [
+        (f"{path}:1 solutions[0]"[-22:], 1.0, "sum"),
+        (f"{path}:1 solutions[3]"[-22:], 1.0, "sum"),
+        ("incorrect_solutions[1]", 0.0, "sum"),
+    ]
+    assert bad.passed_over == {
+        "program in another language": 2,
+        "duplicate program": 2,
+        "program that is both correct and incorrect": 1,
+    }
+    assert bad.report() == [
+        "5 passed over: program in another language 2, duplicate program 2, "
+        "program that is both correct and incorrect 1"
+    ]
+
+
+def test_programs_may_come_as_a_list(write_lines: Any) -> None:
+    for programs in (["a", "b"], [{"solution": "a"}, {"solution": "b", "language": "PYTHON3"}]):
+        path = write_lines([contest_row("p", programs)])
+        assert [t[-1] for t in read_texts(Source(str(path)))] == ["a", "b"]
+
+
+def test_a_language_of_any_type_is_another_language(write_lines: Any) -> None:
+    path = write_lines([contest_row("p", of_language((3, "a"), ([3], "b"), (1, "print 1")))])
+    bad = BadLines()
+    assert len(names(Source(str(path)), bad)) == 1
+    assert bad.passed_over == {"program in another language": 2}
+
+
+def test_broken_programs_and_problems_are_named(write_lines: Any) -> None:
+    path = write_lines(
+        [
+            contest_row("p", ["a", "b", "c", "d", "e", "f", 3, ""]),
+            contest_row("p", ["x"]),
+            contest_row("", ["x"]),
+            contest_row("q", {"solution": ["x"], "language": []}),
+            contest_row("r", {"solution": "x"}),
+            contest_row("s", "x"),
+        ]
+    )
+    bad = BadLines()
+    with pytest.raises(DataError, match="7 of 13 programs cannot be used as contest"):
+        names(Source(str(path)), bad)
+    assert [(line.place.removeprefix(str(path)), line.reason) for line in bad.lines] == [
+        (":1 solutions[6]", "program is not a string"),
+        (":1 solutions[7]", "program is empty"),
+        (":2", "name repeated"),
+        (":3", "name is empty"),
+        (":4", "solutions.language is not a list as long as solutions.solution"),
+        (":5", "solutions.solution is not a list"),
+        (":6", "solutions is not a list of programs"),
+    ]
+
+
+def test_contest_splits_share_problems_but_no_program(write_lines: Any) -> None:
+    programs = [f"print({n})" for n in range(300)]
+    path = write_lines([contest_row(name, programs) for name in ("p", "q")])
+    train, validation = (
+        list(read_documents(make_source(str(path), split, "auto", "all"), BadLines()))
+        for split in ("train", "validation")
+    )
+    assert len(train) + len(validation) == 600
+    assert 40 <= len(validation) <= 80  # 60 expected, of which the root of the variance is 7
+    assert {d.group for d in train} == {d.group for d in validation} == {"p", "q"}
+    assert not {d.name for d in train} & {d.name for d in validation}
+    for one in ("p", "q"):  # another problem's same program may be on the other side
+        texts = [
+            {d.segments[1].text for d in part if isinstance(d, Document) and d.group == one}
+            for part in (train, validation)
+        ]
+        assert not texts[0] & texts[1]
+    with pytest.raises(DataError, match="split is 'test', but only MBPP"):
+        names(Source(str(path), "test"))
+
+
+def test_solutions_are_a_matter_of_contests(write_lines: Any) -> None:
+    path = write_lines([{"text": "a"}])
+    with pytest.raises(DataError, match="solutions is 'all', but only contest files .* jsonl"):
+        names(Source(str(path), solutions="all"))
+    with pytest.raises(DataError, match="solutions is 'wrong'. Use correct, all"):
+        make_source("a", "all", "auto", "wrong")
+
+
 def test_repeated_task_id_is_bad(write_lines: Any) -> None:
     path = write_lines([mbpp_row(1), mbpp_row(2), mbpp_row(1)])
     bad = BadLines()
@@ -100,7 +260,9 @@ def test_split_that_only_mbpp_has(write_lines: Any) -> None:
 
 
 def test_split_without_documents(write_lines: Any) -> None:
-    with pytest.raises(DataError, match=r"none of its 1 lines is in the split 'validation' \(5 %"):
+    with pytest.raises(
+        DataError, match=r"none of its 1 lines is in the split 'validation' \(5% of"
+    ):
         names(Source(str(write_lines([{"text": "a"}])), split="validation"))
 
 
@@ -235,3 +397,31 @@ def test_real_mbpp(real_data: Path) -> None:
     assert all(
         isinstance(d, Document) and "\r" not in s.text for d in documents for s in d.segments
     )
+
+
+def test_real_humaneval(real_data: Path) -> None:
+    bad = BadLines()
+    documents = list(read_documents(Source(str(real_data / "code/HumanEval.jsonl.gz")), bad))
+    assert len(documents) == 164
+    assert not bad.lines
+    assert isinstance(documents[0], Document)
+    assert documents[0].segments[1].text.startswith("    for idx, elem in enumerate(numbers):")
+
+
+def test_real_contest(real_data: Path) -> None:
+    """352 and 162 correct, 504 and 344 incorrect programs, none of them twice."""
+    path, bad = str(real_data / "code/contest_format.jsonl"), BadLines()
+    documents = list(read_documents(Source(path, solutions="all"), bad))
+    counts = Counter((d.group, d.reward) for d in documents)
+    assert counts == {
+        ("refactory/question_1", 1.0): 352,
+        ("refactory/question_1", 0.0): 504,
+        ("refactory/question_2", 1.0): 162,
+        ("refactory/question_2", 0.0): 344,
+    }
+    assert not bad.lines
+    assert not bad.passed_over
+    assert len(names(Source(path))) == 352 + 162
+    sizes = [len(names(Source(path, split, solutions="all"))) for split in ("train", "validation")]  # type: ignore[arg-type]
+    assert sum(sizes) == 1362
+    assert 100 <= sizes[1] <= 172  # 136 expected, of which the root of the variance is 11

@@ -71,6 +71,21 @@ def test_resume_equals_no_stop(world: World, reference: str, algorithm: str) -> 
     assert_same_run(world.runs / "whole", world.runs / "parts")
 
 
+def test_muon_with_moving_head_scales_resumes_and_ends_with_a_mean(world: World) -> None:
+    world.recipe["optim"] |= {"name": "muon", "lr": 3e-3}
+    world.recipe["loss"] = {"anneal": {"to": [1.0, 0.0, 0.0], "end": 0.75}}
+    world.recipe["train"]["average_last"] = 2
+    world.train("whole")
+    stopped_at(world, "parts", 5, signal.SIGTERM)
+    world.train("parts", "--resume")
+    assert_same_run(world.runs / "whole", world.runs / "parts")
+    rows = figures(world.runs / "whole")
+    assert rows[-1]["eval/ce/head_0"] < rows[0]["eval/ce/head_0"]
+    assert (world.runs / "whole" / "average" / "config.json").is_file()
+    with pytest.raises(CheckpointError, match="state of another recipe"):
+        world.train("whole", "--resume", "--set", "optim.name=adamw", "--set", "train.max_steps=9")
+
+
 def stopped_at(world: World, name: str, step: int, number: int, *more: str) -> None:
     """Train and send a real signal during that step."""
     from wmtp import train
@@ -183,9 +198,10 @@ def test_early_stopping_really_stops(world: World) -> None:
     assert (world.runs / "run" / "final" / "model.safetensors").is_file()
 
 
-def test_divergence_never_reaches_the_parameters(world: World) -> None:
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_divergence_never_reaches_the_parameters(world: World, optimizer: str) -> None:
     world.config["log_interval"] = 4
-    world.recipe["optim"] |= {"lr": 10.0, "grad_clip": None, "warmup_steps": 0}
+    world.recipe["optim"] |= {"lr": 10.0, "grad_clip": None, "warmup_steps": 0, "name": optimizer}
     world.recipe["optim"]["scheduler"] = "constant"
     world.recipe["train"]["max_steps"] = 4
     from wmtp import train
@@ -195,7 +211,7 @@ def test_divergence_never_reaches_the_parameters(world: World) -> None:
     def poisoned(job: Any, batch: Any, *more: Any) -> Any:
         output = real(job, batch, *more)
         job.model.trunk.norm.weight.grad.mul_(float("nan"))
-        before.append(job.model.trunk.norm.weight.detach().clone())
+        before.append({name: p.detach().clone() for name, p in job.model.named_parameters()})
         return output
 
     before: list[Any] = []
@@ -205,7 +221,9 @@ def test_divergence_never_reaches_the_parameters(world: World) -> None:
             world.train("run")
     finally:
         train.learn = real
-    assert all((weight == 1).all() for weight in before)
+    assert len(before) == 8
+    for name, parameter in before[0].items():
+        assert all((parameters[name] == parameter).all() for parameters in before), name
 
 
 def test_frozen_trunk_stays_as_it_is_while_heads_learn(world: World, reference: str) -> None:

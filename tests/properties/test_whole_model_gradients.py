@@ -44,14 +44,14 @@ def fused(
         hidden = model(tokens[part], targets[part])
         output = fused_mtp_loss(
             hidden,
-            model.unembedding_VD,
+            model.unembeddings,
             targets[part],
             valid[part],
             lambda _ce, rows, part=part: weights[part][rows],
             "known",
             valid_count=count(valid),
             head_scale=SCALE,
-            unembedding_gradient_VD=gradient_of(model.unembedding_VD),
+            unembedding_gradients=[gradient_of(matrix) for matrix in model.unembeddings],
             workspace=Workspace(chunk_rows=16),
         )
         output.loss.backward()
@@ -140,7 +140,7 @@ def test_a_perfect_reference_scores_zero_when_it_is_read_with_the_same_shift() -
     device = choose_device("cpu", "fp32")
     reference_ce = Reference(model, device, Workspace()).target_ce(batch)
     hidden = model(tokens, targets)
-    ce, _ = measure_ce(hidden, model.unembedding_VD, targets, valid)
+    ce, _ = measure_ce(hidden, model.unembeddings, targets, valid)
     torch.testing.assert_close(reference_ce[..., 0], ce[..., 0], atol=1e-5, rtol=1e-5)
     # one number per token, whatever head aims at it
     torch.testing.assert_close(reference_ce[:, 1:, 0], reference_ce[:, :-1, 1])

@@ -4,7 +4,19 @@ import pytest
 import torch
 
 from wmtp.errors import ConfigError
-from wmtp.weighting import ALGORITHMS, Signals, find_weighting, weigh_chunk
+from wmtp.loss import fused_mtp_loss
+from wmtp.weighting import (
+    ALGORITHMS,
+    Baseline,
+    Critic,
+    RandomMatched,
+    Shuffled,
+    Signals,
+    find_critic,
+    find_weighting,
+    observe,
+    weigh_chunk,
+)
 
 SURPRISE = """
 from pydantic import Field, PositiveFloat
@@ -58,7 +70,7 @@ def test_a_class_that_lacks_scope_or_weights_is_refused(tmp_path: Path, body: st
 
 def test_an_unknown_algorithm_names_the_known_ones() -> None:
     with pytest.raises(
-        ConfigError, match=r"no such algorithm\. Use baseline-mtp, column, rho1-wmtp"
+        ConfigError, match=r"no such algorithm\. Use baseline-mtp, column, critic-wmtp, random"
     ):
         find_weighting("rho2-wmtp")
 
@@ -71,10 +83,85 @@ def test_a_missing_file_says_where_it_was_looked_for(tmp_path: Path) -> None:
 @pytest.mark.parametrize("algorithm", sorted(ALGORITHMS))
 def test_every_algorithm_declares_its_scope_and_describes_its_keys(algorithm: str) -> None:
     kind = ALGORITHMS[algorithm]
-    assert kind().scope in ("known", "token", "sequence")
+    around = {"around": Baseline()} if "around" in kind.model_fields else {}
+    assert kind.algorithm == algorithm
+    assert kind(**around).scope in ("known", "token", "sequence")
     assert all(field.description for field in kind.model_fields.values())
 
 
 def test_a_signal_that_was_not_declared_is_named() -> None:
     with pytest.raises(ValueError, match="must declare needs"):
         _ = Signals(torch.ones(1, 1, 1, dtype=torch.bool)).reference_ce_BSH
+
+
+BROKEN = """
+from torch import Tensor
+from wmtp.weighting import Signals, Weighting
+
+
+class Broken(Weighting):
+    scope = "SCOPE"
+
+    def weights(self, signals: Signals) -> Tensor:
+        BODY
+
+    def observe(self, signals: Signals) -> None:
+        raise RuntimeError("nothing to see")
+"""
+
+
+@pytest.mark.parametrize("scope", ["known", "token", "sequence"])
+@pytest.mark.parametrize("around", [False, True])
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("return 1 / 0", r"weights\(signals\) raised ZeroDivisionError: division by zero"),
+        ("return signals.loss_weights_BSH", r"raised ValueError: .* must declare needs"),
+        ("return None", r"gave NoneType, but a tensor \[1, \d, 2\] is needed"),
+        ("return signals.valid_BSH.sum(2).float()", r"gave \[1, \d\], but a tensor"),
+    ],
+)
+def test_a_users_weighting_that_fails_inside_the_loss_is_one_plain_line(
+    tmp_path: Path, scope: str, around: bool, body: str, message: str
+) -> None:
+    (tmp_path / "broken.py").write_text(BROKEN.replace("SCOPE", scope).replace("BODY", body))
+    weighting = find_weighting("./broken.py", tmp_path)()
+    outer = Shuffled(around=weighting) if around else weighting
+    valid = torch.ones(1, 3, 2, dtype=torch.bool)
+    hidden = [torch.ones(1, 3, 4, requires_grad=True) for _ in range(2)]
+    with pytest.raises(ConfigError, match=rf"^weighting\.algorithm \./broken\.py: .*{message}"):
+        fused_mtp_loss(
+            hidden,
+            (torch.ones(5, 4),),
+            torch.zeros(1, 3, 2, dtype=torch.int64),
+            valid,
+            lambda ce, part: weigh_chunk(outer, Signals(valid), ce, part),
+            outer.scope,
+            valid_count=6,
+        )
+
+
+def test_a_users_observe_that_fails_is_one_plain_line(tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text(BROKEN.replace("SCOPE", "known").replace("BODY", "pass"))
+    weighting = find_weighting("./broken.py", tmp_path)()
+    signals = Signals(torch.ones(1, 1, 1, dtype=torch.bool))
+    for outer in (weighting, Shuffled(around=weighting)):
+        with pytest.raises(ConfigError, match=r"observe\(signals\) raised RuntimeError: nothing"):
+            observe(outer, signals)
+
+
+def test_a_fault_of_a_shipped_weighting_is_not_blamed_on_the_user() -> None:
+    with pytest.raises(ValueError, match="must declare needs"):
+        weigh_chunk(Critic(), Signals(torch.ones(1, 1, 1).bool()), None, slice(0, 1))
+
+
+def test_a_file_is_known_by_the_name_it_was_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "surprise.py").write_text(SURPRISE)
+    assert find_weighting("./surprise.py", tmp_path).algorithm == "./surprise.py"
+
+
+def test_the_critic_is_found_inside_controls() -> None:
+    critic = Critic(beta=2.0)
+    assert find_critic(critic) is critic
+    assert find_critic(RandomMatched(around=Shuffled(around=critic))) is critic
+    assert find_critic(Shuffled(around=Baseline())) is None

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from wmtp.weighting import Baseline, Column, Rho1, Signals, Weighting
+from wmtp.weighting import Baseline, Column, Critic, Rho1, Signals, Weighting
+from wmtp.weighting.critic import advantage_weights
 
 VALID = torch.tensor([[[1, 1], [1, 1], [1, 0], [0, 0]]], dtype=torch.bool)
 CE = torch.tensor([[[2.0, 3.0], [1.0, 4.0], [0.5, 77.0], [88.0, 99.0]]])
@@ -54,3 +55,28 @@ def test_absolute_score_ignores_the_sign() -> None:
 def test_scores_below_min_ce_diff_become_zero() -> None:
     scores = Rho1(min_ce_diff=0.7).scores(Signals(VALID, CE, REFERENCE))[VALID]
     torch.testing.assert_close(scores, torch.tensor([5 / 6, -1.0, 0.0, 1.0, 0.0]))
+
+
+# the fourth value is that of x_3, after which nothing is left to expect: it must not matter
+CRITIC = Signals(
+    VALID,
+    values=torch.tensor([[0.2, 0.4, 0.3, 66.0]]),
+    rewards=torch.tensor([[[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [0.0, 0.0]]]),
+    last=torch.tensor([[[0, 0], [0, 1], [1, 0], [0, 0]]], dtype=torch.bool),
+)
+
+
+def test_advantages_and_returns_equal_the_worked_example() -> None:
+    advantages, returns = Critic().advantages(CRITIC)
+    expected = torch.tensor([0.7183, 0.5554, 0.5554, 0.7, 0.7])
+    torch.testing.assert_close(advantages[VALID], expected, atol=6e-5, rtol=0)
+    expected = torch.tensor([0.9183, 0.9554, 1.0])
+    torch.testing.assert_close(returns[0, :3], expected, atol=6e-5, rtol=0)
+
+
+def test_critic_weights_equal_the_worked_example() -> None:
+    advantages, _ = Critic().advantages(CRITIC)
+    weights = advantage_weights(advantages, VALID, 0.0, 0.5, clip=3.0, beta=1.0)
+    assert not weights[~VALID].any()
+    expected = torch.tensor([1.1437, 0.8256, 0.8256, 1.1026, 1.1026])
+    torch.testing.assert_close(weights[VALID], expected, atol=6e-5, rtol=0)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from wmtp.data.order import rows_at
-from wmtp.data.rows import Rows
+from wmtp.data.rows import DocumentRewards, Rows, WantedTokens
 from wmtp.data.shards import Column
 from wmtp.errors import DataError
 
@@ -32,6 +32,11 @@ class Batch:
             asked for.
         loss_weights_BSH: float32 weight that the data gives each target token, 0 where there is
             none; None if not asked for.
+        rewards_BSH: float32 reward of each target token, as ``DocumentRewards.spread`` puts it: 0
+            where no reward goes and where there is no token, NaN at every token of a document
+            without a reward; None if not asked for. Whether a target is valid does not matter.
+        last_BSH: bool, the target token is its document's last wanted one; None if rewards were
+            not asked for.
         valid_counts_H: number of valid targets of each head, known without asking a device.
         rows: which rows of the data these are.
     """
@@ -44,6 +49,8 @@ class Batch:
     loss_weights_BSH: Tensor | None
     valid_counts_H: tuple[int, ...]
     rows: tuple[int, ...]
+    rewards_BSH: Tensor | None = None
+    last_BSH: Tensor | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Between processes a batch travels as plain bytes. Torch would hand over shared memory,
@@ -72,6 +79,8 @@ class Batch:
             loss_weights_BSH=change_if_any(self.loss_weights_BSH),
             valid_counts_H=self.valid_counts_H,
             rows=self.rows,
+            rewards_BSH=change_if_any(self.rewards_BSH),
+            last_BSH=change_if_any(self.last_BSH),
         )
 
 
@@ -134,6 +143,13 @@ def gather_rows(rows: Rows, rows_B: NDArray[np.int64], horizon: int) -> Batch:
     valid_BSH = (_targets(documents_BT, horizon) == documents_BS1) & _targets(wanted_BT, horizon)
 
     weights = rows.shards.loss_weights if rows.with_loss_weights else None
+    rewards_BSH = last_BSH = None
+    if rows.rewards is not None:
+        rewards_BT, last_BT = _rewards(
+            rows.rewards, rows.wanted_tokens, documents_BT, positions_BT, wanted_BT
+        )
+        rewards_BSH = _tensor(_targets(rewards_BT, horizon))
+        last_BSH = _tensor(_targets(last_BT, horizon))
     return Batch(
         tokens_BS=_tensor(stream_BT[:, :S]),
         targets_BSH=_tensor(_targets(stream_BT, horizon)),
@@ -143,7 +159,33 @@ def gather_rows(rows: Rows, rows_B: NDArray[np.int64], horizon: int) -> Batch:
         loss_weights_BSH=_aligned(weights, known_BT, exists_BT, horizon),
         valid_counts_H=tuple(valid_BSH.sum((0, 1)).tolist()),
         rows=tuple(rows_B.tolist()),
+        rewards_BSH=rewards_BSH,
+        last_BSH=last_BSH,
     )
+
+
+def _rewards(
+    rewards: DocumentRewards,
+    wanted_tokens: WantedTokens,
+    documents_BT: NDArray[np.int64],
+    positions_BT: NDArray[np.int64],
+    wanted_BT: NDArray[np.bool_],
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """The reward of each token, and whether it is its document's last wanted one.
+
+    Where there is no token ``documents_BT`` is -1 and ``wanted_BT`` False.
+    """
+    exists_BT = documents_BT >= 0
+    last_BT = exists_BT & (positions_BT == wanted_tokens.last[documents_BT])
+    of_document_BT = rewards.values[documents_BT]
+    if rewards.spread == "terminal":
+        share_BT = np.where(last_BT, of_document_BT, 0)
+    else:
+        count_BT = np.maximum(wanted_tokens.count[documents_BT], 1)
+        takes_BT = wanted_BT & (positions_BT > wanted_tokens.first[documents_BT])
+        share_BT = np.where(takes_BT, of_document_BT / count_BT, 0)
+    share_BT = np.where(np.isnan(of_document_BT), np.nan, share_BT)
+    return np.where(exists_BT, share_BT, 0).astype(np.float32), last_BT
 
 
 def _targets(x_BT: NDArray[Any], horizon: int) -> NDArray[Any]:

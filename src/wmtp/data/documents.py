@@ -29,12 +29,16 @@ class Document:
         segments: its text in order, none of it empty.
         weight: ``loss_weights`` of every token, or None where the data says nothing (then 1).
         spans: weights that differ, over the characters of all segments joined; a later span wins.
+        reward: how good the text is, or None where the data says nothing.
+        group: what it competes within, such as the problem that a program is meant to solve.
     """
 
     name: str
     segments: tuple[Segment, ...]
     weight: float | None = None
     spans: tuple[Span, ...] = ()
+    reward: float | None = None
+    group: str | None = None
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,8 @@ class TokenDocument:
     name: str
     ids: tuple[int, ...]
     weights: tuple[float, ...] | None = None
+    reward: float | None = None
+    group: str | None = None
 
 
 class UnusableError(Exception):
@@ -77,6 +83,10 @@ class BadLine:
 class BadLines:
     """Collects what was left out, so that nothing is left out silently.
 
+    Attributes:
+        lines: what could not be read.
+        passed_over: how many documents could be read but are not used, for each reason.
+
     Example:
         >>> bad = BadLines()
         >>> with bad.at("a.jsonl:3"):
@@ -86,6 +96,7 @@ class BadLines:
     """
 
     lines: list[BadLine] = field(default_factory=list)
+    passed_over: Counter[str] = field(default_factory=Counter)
 
     @contextmanager
     def at(self, place: str) -> Iterator[None]:
@@ -104,3 +115,25 @@ class BadLines:
         lines = [str(line) for line in self.lines[:first]]
         rest = len(self.lines) - first
         return [*lines, f"and {rest} more"] if rest > 0 else lines
+
+    def report(self) -> list[str]:
+        """All that a person is told: numbers for each reason, and the first few bad lines.
+
+        Example:
+            >>> bad = BadLines([BadLine("a:3", "not JSON")])
+            >>> bad.passed_over["duplicate program"] += 2
+            >>> bad.report()
+            ['1 left out: not JSON 1', '  a:3: not JSON', '2 passed over: duplicate program 2']
+        """
+        lines = []
+        if self.lines:
+            lines.append(f"{len(self.lines)} left out: {_per_reason(self.per_reason())}")
+            lines += [f"  {line}" for line in self.summary()]
+        if self.passed_over:
+            counts = dict(self.passed_over.most_common())
+            lines.append(f"{sum(counts.values())} passed over: {_per_reason(counts)}")
+        return lines
+
+
+def _per_reason(counts: dict[str, int]) -> str:
+    return ", ".join(f"{reason} {count}" for reason, count in counts.items())

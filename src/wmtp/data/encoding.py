@@ -19,12 +19,16 @@ class EncodedDocument:
         ids: its tokens, int64.
         wanted: for each whether it is to be learned; only tokens of a prompt are not.
         weights: ``loss_weights`` of each, float32, or None where the data says nothing.
+        reward: of the whole document, or None.
+        group: what it competes within, or None.
     """
 
     name: str
     ids: NDArray[np.int64]
     wanted: NDArray[np.bool_]
     weights: NDArray[np.float32] | None
+    reward: float | None = None
+    group: str | None = None
 
 
 def encode_documents(
@@ -95,6 +99,8 @@ def _join(
         None
         if weights is None
         else np.concatenate([_constant(base, len(front)), *weights, _constant(base, 1)]),
+        document.reward,
+        document.group,
     )
 
 
@@ -114,7 +120,8 @@ def _encode_ids(tokenizer: TextTokenizer, document: TokenDocument) -> EncodedDoc
     if document.weights is not None:
         given = np.array(document.weights, dtype=np.float32)
         weights = np.concatenate([_constant(1.0, len(front)), given, _constant(1.0, len(end))])
-    return EncodedDocument(document.name, whole, np.ones(len(whole), dtype=bool), weights)
+    wanted = np.ones(len(whole), dtype=bool)
+    return EncodedDocument(document.name, whole, wanted, weights, document.reward, document.group)
 
 
 def _constant(value: float, count: int) -> NDArray[np.float32]:

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import numpy as np
+
 from wmtp.data.shards import Shards, open_shards
 from wmtp.data.tokenizer import TextTokenizer
 
@@ -31,6 +33,7 @@ def describe_shards(path: Path, documents: int, characters: int) -> list[str]:
             f"{source.documents:,} documents, {source.tokens:,} tokens"
         )
         lines += [f"  left out, {reason}: {n}" for reason, n in source.bad_lines.items()]
+        lines += [f"  passed over, {reason}: {n}" for reason, n in source.passed_over.items()]
     return [*lines, *_describe_columns(shards), *_show_documents(shards, documents, characters)]
 
 
@@ -42,6 +45,17 @@ def _describe_columns(shards: Shards) -> list[str]:
         values = shards.loss_weights.values
         mean = values.mean(dtype=float)
         lines.append(f"loss_weights: {values.min():g} to {values.max():g}, mean {mean:.4g}")
+    for name in ("rewards", *sorted(f.stem for f in shards.path.glob("reward.*.f32"))):
+        rewards = shards.document_column(name)
+        if rewards is not None:
+            known = rewards[~np.isnan(rewards)]
+            mean = f", mean {known.mean(dtype=float):.4g}" if len(known) else ""
+            lines.append(f"{name}: {len(known):,} of {len(rewards):,} documents{mean}")
+    if shards.groups is not None:
+        lines.append(
+            f"groups: {int(shards.groups.max()) + 1:,}, with "
+            f"{int((shards.groups >= 0).sum()):,} of {len(shards.groups):,} documents"
+        )
     for file in sorted(shards.path.glob("ref_ce.*.f16")):
         column = shards.column(file.stem)
         if column is not None:

@@ -1,17 +1,23 @@
 """One line of a JSONL file becomes one document."""
 
 import json
+import math
 import reprlib
 from typing import Any
 
 from wmtp.data.documents import Document, Segment, Span, TokenDocument, UnusableError
 
 WEIGHT_KEYS = ("loss_weights", "loss_weight", "loss_scale")
+REWARD_KEYS = ("reward", "is_correct")
 COMPLETION_KEYS = ("completion", "response")
 MBPP_KEYS = frozenset({"task_id", "text", "code", "test_list"})
+HUMANEVAL_KEYS = frozenset({"task_id", "prompt", "canonical_solution", "entry_point", "test"})
 
 LARGEST_WEIGHT = 65504.0
 """The largest number of float16, in which weights are stored."""
+
+LARGEST_REWARD = 3.0e38
+"""Just below the largest number of float32, in which rewards are stored."""
 
 
 def parse_object(line: bytes) -> dict[str, Any]:
@@ -39,6 +45,8 @@ def parse_row(row: dict[str, Any], name: str) -> Document | TokenDocument:
     ``response`` is another name for ``completion``. ``loss_weights`` (or ``loss_weight``,
     ``loss_scale``) is a number for the whole document, or spans ``[[start, end, weight], ...]``
     over its text (prompt and completion joined), or a list of one number per entry of ``tokens``.
+    ``reward`` is a number for the whole document, ``is_correct`` another way to give 1 or 0, and
+    ``group`` names what it competes within.
 
     Raises:
         UnusableError: a key is missing, or its value is of the wrong type or out of range.
@@ -47,19 +55,20 @@ def parse_row(row: dict[str, Any], name: str) -> Document | TokenDocument:
         >>> parse_row({"prompt": "1+1=", "completion": "2", "loss_weights": 0.5}, "sums.jsonl:1")
         ... # doctest: +NORMALIZE_WHITESPACE
         Document(name='sums.jsonl:1', segments=(Segment(text='1+1=', wanted=False),
-                 Segment(text='2', wanted=True)), weight=0.5, spans=())
+                 Segment(text='2', wanted=True)), weight=0.5, spans=(), reward=None, group=None)
     """
-    weights = _given_weights(row)
+    weights, reward, group = _given_weights(row), _given_reward(row), _given_group(row)
     if "tokens" in row:
-        return _token_document(row["tokens"], weights, name)
+        ids, weights_of_ids = _tokens(row["tokens"], weights)
+        return TokenDocument(name, ids, weights_of_ids, reward, group)
     completion = next((key for key in COMPLETION_KEYS if key in row), None)
     if "prompt" in row and completion is not None:
         segments = [
-            Segment(_text(row, "prompt", may_be_empty=True), wanted=False),
-            Segment(_text(row, completion)),
+            Segment(text_of(row, "prompt", may_be_empty=True), wanted=False),
+            Segment(text_of(row, completion)),
         ]
     elif "text" in row:
-        segments = [Segment(_text(row, "text"))]
+        segments = [Segment(text_of(row, "text"))]
     else:
         found = ", ".join(sorted(row)[:8]) or "nothing"
         raise UnusableError(
@@ -67,7 +76,8 @@ def parse_row(row: dict[str, Any], name: str) -> Document | TokenDocument:
         )
     weight, spans = _text_weights(weights, "".join(segment.text for segment in segments))
     plain = [Segment(unix_newlines(segment.text), segment.wanted) for segment in segments]
-    return Document(name, tuple(segment for segment in plain if segment.text), weight, spans)
+    kept = tuple(segment for segment in plain if segment.text)
+    return Document(name, kept, weight, spans, reward, group)
 
 
 def parse_mbpp_row(row: dict[str, Any], name: str) -> Document:
@@ -93,9 +103,9 @@ def parse_mbpp_row(row: dict[str, Any], name: str) -> Document:
     tests = row.get("test_list")
     if not isinstance(tests, list):
         raise UnusableError("test_list is not a list of strings")
-    lines = [_text(row, "text"), *(_checked_text(test, "test_list") for test in tests)]
+    lines = [text_of(row, "text"), *(_checked_text(test, "test_list") for test in tests)]
     prompt = unix_newlines('"""\n' + "\n".join(lines) + '\n"""\n')
-    code = unix_newlines(_text(row, "code"))
+    code = unix_newlines(text_of(row, "code"))
     weights = _given_weights(row)
     weight = None if weights is None else _weight(weights)
     return Document(name, (Segment(prompt, wanted=False), Segment(code)), weight)
@@ -105,8 +115,33 @@ def mbpp_task_id(row: dict[str, Any]) -> int:
     """The problem's number, by which MBPP is split."""
     task_id = row.get("task_id")
     if not isinstance(task_id, int) or isinstance(task_id, bool):
-        raise UnusableError("task_id is not an integer", _shown(task_id))
+        raise UnusableError("task_id is not an integer", shown(task_id))
     return task_id
+
+
+def parse_humaneval_row(row: dict[str, Any], name: str) -> Document:
+    """A problem of HumanEval: the beginning of a function to be read, its body to be learned.
+
+    Raises:
+        UnusableError: a key is missing or its value is of the wrong type.
+
+    Source:
+        Chen et al. 2021 (arXiv:2107.03374).
+
+    Example:
+        >>> row = {"task_id": "HumanEval/0", "prompt": "def f():", "canonical_solution": " pass"}
+        >>> [segment.text for segment in parse_humaneval_row(row, "").segments]
+        ['def f():', ' pass']
+    """
+    humaneval_task_id(row)
+    prompt = unix_newlines(text_of(row, "prompt"))
+    solution = unix_newlines(text_of(row, "canonical_solution"))
+    return Document(name, (Segment(prompt, wanted=False), Segment(solution)))
+
+
+def humaneval_task_id(row: dict[str, Any]) -> str:
+    """The problem's name, such as ``HumanEval/7``."""
+    return text_of(row, "task_id")
 
 
 def unix_newlines(text: str) -> str:
@@ -129,7 +164,12 @@ def check_text(text: str, key: str) -> str:
     return text
 
 
-def _text(row: dict[str, Any], key: str, may_be_empty: bool = False) -> str:
+def text_of(row: dict[str, Any], key: str, may_be_empty: bool = False) -> str:
+    """The text of a key.
+
+    Raises:
+        UnusableError: it is missing, empty, or cannot be tokenized and stored.
+    """
     text = _checked_text(row.get(key), key)
     if not text and not may_be_empty:
         raise UnusableError(f"{key} is empty")
@@ -138,7 +178,7 @@ def _text(row: dict[str, Any], key: str, may_be_empty: bool = False) -> str:
 
 def _checked_text(value: object, key: str) -> str:
     if not isinstance(value, str):
-        raise UnusableError(f"{key} is not a string", _shown(value))
+        raise UnusableError(f"{key} is not a string", shown(value))
     return check_text(value, key)
 
 
@@ -147,6 +187,32 @@ def _given_weights(row: dict[str, Any]) -> object:
     if len(given) > 1:
         raise UnusableError("weights given twice", " and ".join(given))
     return row[given[0]] if given else None
+
+
+def _given_reward(row: dict[str, Any]) -> float | None:
+    given = [key for key in REWARD_KEYS if row.get(key) is not None]
+    if len(given) > 1:
+        raise UnusableError("rewards given twice", " and ".join(given))
+    if not given:
+        return None
+    key, value = given[0], row[given[0]]
+    if key == "is_correct":
+        if not isinstance(value, bool):
+            raise UnusableError("is_correct is not true or false", shown(value))
+        return float(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise UnusableError("reward is not a number", shown(value))
+    # rewards are stored as float32; an int may be too large even for a float
+    if not -LARGEST_REWARD <= value <= LARGEST_REWARD or not math.isfinite(value):
+        raise UnusableError("reward is not finite", shown(value))
+    return float(value)
+
+
+def _given_group(row: dict[str, Any]) -> str | None:
+    group = row.get("group")
+    if group is not None and not isinstance(group, str):
+        raise UnusableError("group is not a string", shown(group))
+    return group
 
 
 def _text_weights(weights: object, text: str) -> tuple[float | None, tuple[Span, ...]]:
@@ -160,7 +226,7 @@ def _text_weights(weights: object, text: str) -> tuple[float | None, tuple[Span,
 def _span(span: object, text: str) -> Span:
     if not (isinstance(span, list) and len(span) == 3 and all(map(_is_integer, span[:2]))):
         raise UnusableError(
-            "loss_weights is not a number or spans [[start, end, weight], ...]", _shown(span)
+            "loss_weights is not a number or spans [[start, end, weight], ...]", shown(span)
         )
     start, end, weight = span
     if not 0 <= start < end <= len(text):
@@ -172,25 +238,24 @@ def _span(span: object, text: str) -> Span:
     return start - before, end - inside, _weight(weight)
 
 
-def _token_document(ids: object, weights: object, name: str) -> TokenDocument:
+def _tokens(ids: object, weights: object) -> tuple[tuple[int, ...], tuple[float, ...] | None]:
+    """Token ids, and a weight for each or None."""
     if not (isinstance(ids, list) and ids and all(_is_integer(token) for token in ids)):
-        raise UnusableError("tokens is not a list of integers", _shown(ids))
+        raise UnusableError("tokens is not a list of integers", shown(ids))
     if isinstance(weights, list):
         if len(weights) != len(ids):
             raise UnusableError(
                 "loss_weights and tokens differ in length", f"{len(weights)} and {len(ids)}"
             )
-        return TokenDocument(name, tuple(ids), tuple(_weight(weight) for weight in weights))
-    if weights is not None:
-        return TokenDocument(name, tuple(ids), (_weight(weights),) * len(ids))
-    return TokenDocument(name, tuple(ids))
+        return tuple(ids), tuple(_weight(weight) for weight in weights)
+    return tuple(ids), None if weights is None else (_weight(weights),) * len(ids)
 
 
 def _weight(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise UnusableError("a weight is not a number", _shown(value))
+        raise UnusableError("a weight is not a number", shown(value))
     if not 0 <= value <= LARGEST_WEIGHT:  # nor NaN
-        raise UnusableError("a weight is not from 0 to 65504", _shown(value))
+        raise UnusableError("a weight is not from 0 to 65504", shown(value))
     return float(value)
 
 
@@ -198,5 +263,6 @@ def _is_integer(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _shown(value: object) -> str:
-    return reprlib.repr(value)  # short, however long the value
+def shown(value: object) -> str:
+    """A value as it looks in Python, short however long it is."""
+    return reprlib.repr(value)

@@ -17,6 +17,10 @@ from wmtp.errors import DataError, StorageError
 
 Report = Callable[[str], None]
 
+# The number of a reader goes up when it gives other documents for the same files than before, so
+# that shards in the cache are not taken for what it would give now.
+_READERS = {"jsonl": 2}  # 2: reward and group
+
 # Documents are tokenized together up to this many characters, which bounds memory.
 _BATCH_CHARS = 1 << 20
 
@@ -29,7 +33,8 @@ class PrepareReport:
         path: the folder of shards.
         text_bytes: length of the documents' text in UTF-8.
         bad_lines: how many lines or files were left out for each reason.
-        first_bad: the first few of them, for a person.
+        passed_over: how many documents could be read but were not used, for each reason.
+        notes: the last two for a person, with the first few bad lines.
     """
 
     path: Path
@@ -37,20 +42,17 @@ class PrepareReport:
     tokens: int
     text_bytes: int
     bad_lines: dict[str, int]
-    first_bad: tuple[str, ...]
+    passed_over: dict[str, int]
+    notes: tuple[str, ...]
 
     def lines(self) -> list[str]:
         """The report for a person."""
         ratio = f", {self.text_bytes / self.tokens:.2f} bytes per token" if self.text_bytes else ""
-        lines = [
+        return [
             f"{self.path}: {self.documents:,} documents, {self.tokens:,} tokens from "
-            f"{self.text_bytes:,} bytes{ratio}"
+            f"{self.text_bytes:,} bytes{ratio}",
+            *self.notes,
         ]
-        if self.bad_lines:
-            reasons = ", ".join(f"{reason} {n}" for reason, n in self.bad_lines.items())
-            lines.append(f"{sum(self.bad_lines.values())} left out: {reasons}")
-            lines += [f"  {line}" for line in self.first_bad]
-        return lines
 
 
 def prepare(
@@ -85,7 +87,8 @@ def prepare(
         tokens=writer.tokens,
         text_bytes=sum(count.text_bytes for count in writer.sources),
         bad_lines=bad.per_reason(),
-        first_bad=tuple(bad.summary()),
+        passed_over=dict(bad.passed_over),
+        notes=tuple(bad.report()),
     )
 
 
@@ -144,7 +147,11 @@ def cache_key(sources: Sequence[Source], tokenizer: TextTokenizer) -> str:
 def _describe_source(source: Source) -> list[object]:
     found = list_files(source)
     files = [[str(path), _hash_file(path)] for path in found.files]
-    return [source.path, source.split, found.format, files]
+    reader = (
+        f"{found.format} {_READERS[found.format]}" if found.format in _READERS else found.format
+    )
+    parts: list[object] = [source.path, source.split, reader, files]
+    return [*parts, source.solutions] if found.format == "contest" else parts
 
 
 def _hash_file(path: Path) -> str:
@@ -177,6 +184,7 @@ def _prepare_source(
     on_progress: Callable[[int, int], None] | None,
 ) -> None:
     documents, tokens, bad_before = writer.documents, writer.tokens, len(bad.lines)
+    passed_before = bad.passed_over.copy()
     text_bytes = offered = 0
     for batch in _in_batches(read_documents(source, bad)):
         for encoded in encode_documents(tokenizer, batch, bad):
@@ -199,6 +207,7 @@ def _prepare_source(
         tokens=writer.tokens - tokens,
         text_bytes=text_bytes,
         bad_lines=dict(reasons),
+        passed_over=dict(bad.passed_over - passed_before),
     )
     writer.add_source(count, bad, bad_before)
 

@@ -40,7 +40,7 @@ class Reference:
             hidden_BSD = self.model.next_token_hidden(tokens_BS, documents_BS)
         ce_BSH, _ = measure_ce(
             (hidden_BSD,),
-            self.model.unembedding_VD,
+            self.model.unembeddings[:1],
             next_BS.unsqueeze(2),
             valid_BS.unsqueeze(2),
             self.workspace,

@@ -1,13 +1,58 @@
 """How the stream of tokens is cut to rows of equal length."""
 
 from dataclasses import dataclass
-from typing import final
+from functools import cached_property
+from typing import Literal, final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from wmtp.data.shards import Column, Shards
 from wmtp.errors import DataError
+
+Spread = Literal["terminal", "uniform"]
+
+_CHUNK = 1 << 22
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class DocumentRewards:
+    """Rewards of whole documents, and how batches spread each over the tokens of its document.
+
+    Attributes:
+        values: reward R of each document, float32, NaN where it has none.
+        spread: ``terminal`` puts R on the last wanted token; ``uniform`` puts R / count on each of
+            the ``count`` wanted tokens.
+
+    Raises:
+        ValueError: a reward is infinite.
+    """
+
+    values: NDArray[np.float32]
+    spread: Spread = "terminal"
+
+    def __post_init__(self) -> None:
+        if np.isinf(self.values).any():
+            raise ValueError("a reward is infinite")
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class WantedTokens:
+    """Where rewards go: the wanted tokens of each document that can be predicted.
+
+    A document's first token is never one of them: nothing stands before it.
+
+    Attributes:
+        first: position in the stream of each document's first token, wanted or not, int64.
+        last: position in the stream of each document's last one, int64, -1 if it has none.
+        count: how many there are, int64.
+    """
+
+    first: NDArray[np.int64]
+    last: NDArray[np.int64]
+    count: NDArray[np.int64]
 
 
 @final
@@ -28,10 +73,12 @@ class Rows:
         with_loss_weights: batches carry the data's own weights.
         reference_scores: a score per token of the shards (``scores.cached_scores``) that batches
             carry.
+        rewards: rewards of the shards' documents that batches carry.
 
     Raises:
         DataError: weights are asked for and the data has none.
-        ValueError: the length is below 1, or the scores are not aligned with the tokens.
+        ValueError: the length is below 1, the scores are not aligned with the tokens, or the
+            rewards not with the documents.
     """
 
     shards: Shards
@@ -40,6 +87,7 @@ class Rows:
     mask_prompt: bool = True
     with_loss_weights: bool = False
     reference_scores: Column | None = None
+    rewards: DocumentRewards | None = None
 
     def __post_init__(self) -> None:
         if self.max_length < 1:
@@ -47,6 +95,9 @@ class Rows:
         scores = self.reference_scores
         if scores is not None and len(scores.values) != self.tokens:
             raise ValueError(f"{len(scores.values)} scores for {self.tokens} tokens")
+        documents = self.shards.manifest.documents
+        if self.rewards is not None and self.rewards.values.shape != (documents,):
+            raise ValueError(f"rewards {self.rewards.values.shape} for {documents} documents")
         if self.with_loss_weights and self.shards.loss_weights is None:
             raise DataError(
                 f"the data in '{self.shards.path}' has no loss_weights, which the weighting needs. "
@@ -78,6 +129,25 @@ class Rows:
     def documents_at(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
         """Index of the document that each position of the stream lies in."""
         return np.searchsorted(self.shards.ends, positions, side="right")
+
+    @cached_property
+    def wanted_tokens(self) -> WantedTokens:
+        """The tokens of each document that are to be learned; reads all of them once."""
+        ends = np.asarray(self.shards.ends)
+        firsts = np.concatenate([[0], ends[:-1]])
+        wanted = self.shards.wanted if self.mask_prompt else None
+        if wanted is None:
+            count = ends - firsts - 1
+            return WantedTokens(firsts, np.where(count > 0, ends - 1, -1), count)
+        last, count = np.full(len(ends), -1), np.zeros(len(ends), dtype=np.int64)
+        for start in range(0, self.tokens, _CHUNK):
+            positions = start + np.flatnonzero(wanted.values[start : start + _CHUNK])
+            documents = self.documents_at(positions)
+            can_be_target = positions > firsts[documents]
+            positions, documents = positions[can_be_target], documents[can_be_target]
+            np.add.at(count, documents, 1)
+            np.maximum.at(last, documents, positions)
+        return WantedTokens(firsts, last, count)
 
     def describe(self, row: int) -> str:
         """Where a row's text came from, for messages: ``FILE:LINE``, or the first and the last."""

@@ -20,6 +20,7 @@ from wmtp.data.shards import (
     NAMES_FILE,
     TOKENS_FILE,
     BaseColumn,
+    DocumentColumn,
     Dtype,
     Manifest,
     SourceCount,
@@ -32,6 +33,8 @@ from wmtp.runtime.durable import storage_errors, sync_file, sync_folder
 LARGEST_UINT16_VOCABULARY = 1 << 16
 _WANTED_FILE = column_file("wanted", "u8")
 _WEIGHTS_FILE = column_file("loss_weights", "f16")
+_REWARDS_FILE = column_file("rewards", "f32")
+_GROUPS_FILE = column_file("groups", "i32")
 
 
 @contextmanager
@@ -73,7 +76,8 @@ class ShardWriter:
 
         self.folder, self.tokenizer = folder, tokenizer
         self.documents = self.tokens = 0
-        self.has_prompts = self.has_weights = False
+        self.has_prompts = self.has_weights = self.has_rewards = False
+        self.groups: dict[str, int] = {}
         self.sources: list[SourceCount] = []
         is_small = tokenizer.vocab_size <= LARGEST_UINT16_VOCABULARY
         self._dtype: Dtype = "uint16" if is_small else "uint32"
@@ -81,6 +85,7 @@ class ShardWriter:
         self._tokens, self._ends, self._names, self._wanted, self._weights = map(
             create, (TOKENS_FILE, ENDS_FILE, NAMES_FILE, _WANTED_FILE, _WEIGHTS_FILE)
         )
+        self._rewards, self._groups = map(create, (_REWARDS_FILE, _GROUPS_FILE))
 
     def add(self, document: EncodedDocument) -> None:
         """Append a document."""
@@ -96,6 +101,14 @@ class ShardWriter:
         weights = np.ones(len(document.ids)) if document.weights is None else document.weights
         self._weights.write(weights.astype("<f2").tobytes())
         self.has_weights |= document.weights is not None
+        reward = np.nan if document.reward is None else document.reward
+        self._rewards.write(np.array([reward], dtype="<f4").tobytes())
+        self.has_rewards |= document.reward is not None
+        # a name is one group, whichever sources it stands in
+        group = -1
+        if document.group is not None:
+            group = self.groups.setdefault(document.group, len(self.groups))
+        self._groups.write(np.array([group], dtype="<i4").tobytes())
 
     def add_source(self, count: SourceCount, bad: BadLines, first_bad: int) -> None:
         """Note what a source gave, after its documents."""
@@ -110,7 +123,13 @@ class ShardWriter:
             "wanted": self.has_prompts,
             "loss_weights": self.has_weights,
         }
-        for file, is_kept in zip((_WANTED_FILE, _WEIGHTS_FILE), columns.values(), strict=True):
+        document_columns: dict[DocumentColumn, bool] = {
+            "rewards": self.has_rewards,
+            "groups": bool(self.groups),
+        }
+        files = (_WANTED_FILE, _WEIGHTS_FILE, _REWARDS_FILE, _GROUPS_FILE)
+        kept = (*columns.values(), *document_columns.values())
+        for file, is_kept in zip(files, kept, strict=True):
             if not is_kept:
                 (self.folder / file).unlink()
         self.tokenizer.save(self.folder)
@@ -124,6 +143,7 @@ class ShardWriter:
             documents=self.documents,
             tokens_sha256=self._digest.hexdigest(),
             columns=[name for name, is_kept in columns.items() if is_kept],
+            document_columns=[name for name, is_kept in document_columns.items() if is_kept],
             sources=self.sources,
         )
         (self.folder / MANIFEST_FILE).write_text(manifest.model_dump_json(indent=2) + "\n")

@@ -7,10 +7,13 @@
     wanted.u8             0 for tokens of a prompt; absent if there is no prompt
     loss_weights.f16      the data's own weights; absent if it has none
     ref_ce.<key>.f16      scores of a reference model, one file for each
+    rewards.f32           a reward per document, NaN where none; absent if there is none
+    groups.i32            what each document competes within, -1 for nothing; absent if nothing
+    reward.<key>.f32      rewards that a reward model gave, one file for each
     tokenizer.json ...    the tokenizer's files
     bad_lines.jsonl       what was left out and why
 
-Columns are aligned with the tokens.
+Columns are aligned with the tokens, or with the documents if they are float32 or int32.
 """
 
 import hashlib
@@ -40,8 +43,11 @@ _CHUNK = 1 << 20
 
 Dtype = Literal["uint16", "uint32"]
 BaseColumn = Literal["wanted", "loss_weights"]
+DocumentColumn = Literal["rewards", "groups"]
 ColumnKind = Literal["u8", "f16"]
+DocumentKind = Literal["f32", "i32"]
 _COLUMN_DTYPES: dict[ColumnKind, str] = {"u8": "<u1", "f16": "<f2"}
+_DOCUMENT_DTYPES: dict[DocumentKind, str] = {"f32": "<f4", "i32": "<i4"}
 
 
 class SourceCount(BaseModel):
@@ -57,6 +63,8 @@ class SourceCount(BaseModel):
     text_bytes: int = Field(ge=0)
     bad_lines: dict[str, int] = {}
     """Number left out for each reason."""
+    passed_over: dict[str, int] = {}
+    """Number of documents that could be read but were not used, for each reason."""
 
 
 class Manifest(BaseModel):
@@ -77,6 +85,8 @@ class Manifest(BaseModel):
     tokens_sha256: str
     columns: list[BaseColumn] = []
     """Columns that came with the data; scores are added later and not listed."""
+    document_columns: list[DocumentColumn] = []
+    """The same, of one number per document."""
     sources: list[SourceCount] = []
 
 
@@ -103,10 +113,23 @@ def open_shards(path: Path, tokenizer_fingerprint: str | None = None) -> "Shards
     if ends[-1] != manifest.tokens or ends[0] <= 0 or not _is_increasing(ends):
         raise _damaged(path, f"{ENDS_FILE} does not divide the {manifest.tokens} tokens")
     columns = {name: _find_column(path, name, manifest.tokens) for name in manifest.columns}
-    for name, column in columns.items():
-        if column is None:
+    of_documents = {
+        name: _find_document_column(path, name, manifest.documents)
+        for name in manifest.document_columns
+    }
+    for name, found in (*columns.items(), *of_documents.items()):
+        if found is None:
             raise _damaged(path, f"column {name} is missing")
-    return Shards(path, manifest, tokens, ends, columns.get("wanted"), columns.get("loss_weights"))
+    return Shards(
+        path,
+        manifest,
+        tokens,
+        ends,
+        columns.get("wanted"),
+        columns.get("loss_weights"),
+        of_documents.get("rewards"),
+        of_documents.get("groups"),
+    )
 
 
 def is_shards(path: Path) -> bool:
@@ -138,6 +161,9 @@ class Shards:
         ends: for each document the position after its last token.
         wanted: 0 where a token is of a prompt; None if there is no prompt.
         loss_weights: the data's own weights; None if it has none.
+        rewards: one per document, float32, NaN where it has none; None if no document has one.
+        groups: for each document the index of what it competes within, int32, -1 where nothing;
+            None if no document has one.
     """
 
     path: Path
@@ -146,6 +172,8 @@ class Shards:
     ends: NDArray[np.int64]
     wanted: Column | None
     loss_weights: Column | None
+    rewards: NDArray[np.float32] | None = None
+    groups: NDArray[np.int32] | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return open_shards, (self.path,)  # as for columns
@@ -157,6 +185,14 @@ class Shards:
             DataError: its file is not as long as the tokens are.
         """
         return _find_column(self.path, name, self.manifest.tokens)
+
+    def document_column(self, name: str) -> NDArray[Any] | None:
+        """The numbers of that name, one per document, or None if there are none.
+
+        Raises:
+            DataError: its file is not as long as there are documents.
+        """
+        return _find_document_column(self.path, name, self.manifest.documents)
 
     def document_names(self, first: int, last: int) -> tuple[str, ...]:
         """Where documents ``first`` to ``last`` (included) came from; reads the file up to there.
@@ -205,7 +241,38 @@ def add_column(
         ValueError: the chunks have more or fewer values than there are tokens.
         StorageError: it could not be written.
     """
+    typed = (chunk.astype(_COLUMN_DTYPES[kind]) for chunk in chunks)
+    _write_column(shards.path / column_file(name, kind), typed, shards.manifest.tokens, "tokens")
+    column = shards.column(name)
+    assert column is not None
+    return column
+
+
+def add_document_column(shards: Shards, name: str, values: NDArray[Any]) -> NDArray[Any]:
+    """Write a number per document, such as a reward model's; there when complete, and not before.
+
+    Args:
+        shards: what the column belongs to.
+        name: its name, without the ending.
+        values: one per document; real numbers are stored as float32, whole ones as int32.
+
+    Returns:
+        The values, mapped into memory. A column that was there is replaced.
+
+    Raises:
+        ValueError: there are more or fewer values than documents.
+        StorageError: it could not be written.
+    """
+    kind: DocumentKind = "f32" if np.issubdtype(values.dtype, np.floating) else "i32"
     target = shards.path / column_file(name, kind)
+    typed = values.astype(_DOCUMENT_DTYPES[kind])
+    _write_column(target, [typed], shards.manifest.documents, "documents")
+    column = shards.document_column(name)
+    assert column is not None
+    return column
+
+
+def _write_column(target: Path, chunks: Iterable[NDArray[Any]], expected: int, what: str) -> None:
     temporary = target.with_name(f".tmp-{target.name}-{os.getpid()}")
     count = 0
     with storage_errors(f"column {target} could not be written"):
@@ -213,23 +280,18 @@ def add_column(
             with temporary.open("wb") as file:
                 for chunk in chunks:
                     count += len(chunk)
-                    chunk.astype(_COLUMN_DTYPES[kind]).tofile(file)
-            if count != shards.manifest.tokens:
-                raise ValueError(
-                    f"column {name}: {count} values for {shards.manifest.tokens} tokens"
-                )
+                    chunk.tofile(file)
+            if count != expected:
+                raise ValueError(f"column {target.stem}: {count} values for {expected} {what}")
             sync_file(temporary)
             temporary.replace(target)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-        sync_folder(shards.path)
-    column = shards.column(name)
-    assert column is not None
-    return column
+        sync_folder(target.parent)
 
 
-def column_file(name: str, kind: ColumnKind) -> str:
+def column_file(name: str, kind: ColumnKind | DocumentKind) -> str:
     """File name of a column."""
     return f"{name}.{kind}"
 
@@ -263,6 +325,14 @@ def _find_column(folder: Path, name: str, count: int) -> Column | None:
         file = column_file(name, kind)
         if (folder / file).is_file():
             return _map_column(folder, file, np.dtype(dtype), count)
+    return None
+
+
+def _find_document_column(folder: Path, name: str, count: int) -> NDArray[Any] | None:
+    for kind, dtype in _DOCUMENT_DTYPES.items():
+        file = column_file(name, kind)
+        if (folder / file).is_file():
+            return _map(folder, file, np.dtype(dtype), count)
     return None
 
 

@@ -3,21 +3,38 @@
 import os
 import sysconfig
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, cast, get_args
+from typing import Any, Literal, cast, get_args
 
+from wmtp.data.contest import (
+    CONTEST_KEYS,
+    Solutions,
+    contest_documents,
+    parse_contest_row,
+)
 from wmtp.data.documents import BadLines, Document, Segment, TokenDocument, UnusableError
+from wmtp.data.hub import fetch_dataset, files_of_split, is_hub_name
 from wmtp.data.json_lines import (
+    HUMANEVAL_KEYS,
     MBPP_KEYS,
     check_text,
+    humaneval_task_id,
     mbpp_task_id,
+    parse_humaneval_row,
     parse_mbpp_row,
     parse_object,
     parse_row,
     unix_newlines,
 )
-from wmtp.data.splits import MBPP_SPLITS, Split, cut_to_split, in_split
+from wmtp.data.splits import (
+    CONTEST_VALIDATION_SHARE,
+    MBPP_SPLITS,
+    VALIDATION_SHARE,
+    Split,
+    cut_to_split,
+    in_split,
+)
 from wmtp.data.text_files import (
     LONGEST_LINE_BYTES,
     first_lines,
@@ -27,7 +44,11 @@ from wmtp.data.text_files import (
 )
 from wmtp.errors import DataError
 
-Format = Literal["auto", "mbpp", "jsonl", "text", "tree"]
+Format = Literal["auto", "mbpp", "humaneval", "contest", "jsonl", "text", "tree"]
+LineFormat = Literal["mbpp", "humaneval", "contest", "jsonl"]
+LINE_FORMATS = get_args(LineFormat)
+BENCHMARKS = ("mbpp", "humaneval")
+"""Formats whose splits are decided by the problem, whichever file it stands in."""
 
 PYTHON_STDLIB = "python-stdlib"
 
@@ -47,26 +68,37 @@ class Source:
     """A file or folder of documents, and which of them are meant.
 
     Attributes:
-        path: a file, a folder, or ``python-stdlib``, the running Python's own library.
-        split: MBPP's four splits go by ``task_id``. Elsewhere 5 % of the documents are for
-            validation, chosen by a hash: of a file's path within its folder, of a JSONL line's
-            text (so that equal lines are never on both sides). Of a single text file it is the
-            last 5 %.
+        path: a file, a folder, ``python-stdlib``, the running Python's own library, or a data set
+            of the Hugging Face hub, ``ORG/NAME`` or ``ORG/NAME:CONFIG``. What is there wins.
+        split: MBPP's four splits go by ``task_id``; HumanEval is all ``test``. Elsewhere 5 % of
+            the documents are for validation, chosen by a hash: of a file's path within its folder,
+            of a JSONL line's text (so that equal lines are never on both sides), and 10 % of the
+            programs of a contest. Of a single text file it is the last 5 %.
         format: ``auto`` tells a folder from a file and a file by its name and first line.
+        solutions: of a contest: the correct programs, or all of them with a reward.
     """
 
     path: str
     split: Split = "all"
     format: Format = "auto"
+    solutions: Solutions = "correct"
 
 
 @dataclass(frozen=True)
 class SourceFiles:
-    """What a source turned out to be: its format, files in a fixed order, what names start from."""
+    """What a source turned out to be.
 
-    format: Literal["mbpp", "jsonl", "text", "tree"]
+    Attributes:
+        format: what is in the files.
+        root: what their names start from.
+        files: in a fixed order.
+        split: what is left to be chosen in them.
+    """
+
+    format: LineFormat | Literal["text", "tree"]
     root: Path
     files: tuple[Path, ...]
+    split: Split = "all"
 
 
 def read_documents(source: Source, bad: BadLines) -> Iterator[Document | TokenDocument]:
@@ -74,7 +106,7 @@ def read_documents(source: Source, bad: BadLines) -> Iterator[Document | TokenDo
 
     Blank lines and empty files are nothing, and pass without a word. A byte order mark is
     dropped; ``\r\n`` and ``\r`` become ``\n``. What is not UTF-8, has a NUL byte, is not the JSON
-    that is expected, or repeats an MBPP ``task_id`` is left out and told to ``bad``.
+    that is expected, or repeats a problem is left out and told to ``bad``.
 
     Raises:
         DataError: there is no such source, it has no such split, more than half of it is bad, or
@@ -82,7 +114,12 @@ def read_documents(source: Source, bad: BadLines) -> Iterator[Document | TokenDo
     """
     found = list_files(source)
     reader = _Reader(source, found, bad)
-    yield from reader.read_lines() if found.format in ("mbpp", "jsonl") else reader.read_files()
+    if found.format == "contest":
+        yield from reader.read_contests()
+    elif found.format in LINE_FORMATS:
+        yield from reader.read_lines()
+    else:
+        yield from reader.read_files()
     reader.check()
 
 
@@ -101,7 +138,7 @@ def read_texts(source: Source, bad: BadLines | None = None) -> Iterator[str]:
             yield "".join(segment.text for segment in document.segments)
 
 
-def make_source(path: str, split: str, format: str) -> Source:
+def make_source(path: str, split: str, format: str, solutions: str = "correct") -> Source:
     """A source from words that a user typed.
 
     Raises:
@@ -111,22 +148,28 @@ def make_source(path: str, split: str, format: str) -> Source:
         raise DataError(f"split is '{split}'. Use {', '.join(get_args(Split))}.")
     if format not in get_args(Format):
         raise DataError(f"format is '{format}'. Use {', '.join(get_args(Format))}.")
-    return Source(path, cast(Split, split), cast(Format, format))
+    if solutions not in get_args(Solutions):
+        raise DataError(f"solutions is '{solutions}'. Use {', '.join(get_args(Solutions))}.")
+    return Source(path, cast(Split, split), cast(Format, format), cast(Solutions, solutions))
 
 
 def list_files(source: Source) -> SourceFiles:
     """The files that a source is made of.
 
     Raises:
-        DataError: there is none, they are of no known format, or the format has no such split.
+        DataError: there is none, they are of no known format, or the format has no such split or
+            solutions; or a data set of the hub cannot be fetched.
     """
     path, is_stdlib = Path(source.path), False
     if not path.exists() and source.path == PYTHON_STDLIB:
         path, is_stdlib = Path(sysconfig.get_path("stdlib")), True
+    is_of_hub = not path.exists() and is_hub_name(source.path)
+    if is_of_hub:
+        path = fetch_dataset(source.path)
     if not path.exists():
         raise DataError(
-            f"data source '{source.path}': no such file or folder. "
-            f"Give a path, or {PYTHON_STDLIB} for Python's own sources."
+            f"data source '{source.path}': no such file or folder. Give a path, {PYTHON_STDLIB} "
+            "for Python's own sources, or ORG/NAME of a data set on the Hugging Face hub."
         )
     if is_stdlib:
         files = _walk(path, {".py"}, _SKIPPED_FOLDERS | _STDLIB_TESTS)
@@ -139,12 +182,32 @@ def list_files(source: Source) -> SourceFiles:
         raise DataError(
             f"data source '{source.path}': the folder has no file of the format {found.format}."
         )
-    if found.format != "mbpp" and source.split not in ("all", "train", "validation"):
+    split = source.split
+    if is_of_hub and found.format not in BENCHMARKS:
+        files, split = files_of_split(source.path, found.files, split)
+        found = replace(found, files=files)
+    found = replace(found, split=split)
+    _check_choices(source, found)
+    return found
+
+
+def _check_choices(source: Source, found: SourceFiles) -> None:
+    if found.format == "humaneval" and found.split not in ("all", "test"):
+        raise DataError(
+            f"data source '{source.path}': split is '{source.split}', but HumanEval is a benchmark "
+            "for evaluation alone. Use test."
+        )
+    others_have = ("all", "train", "validation")
+    if found.format not in BENCHMARKS and found.split not in others_have:
         raise DataError(
             f"data source '{source.path}': split is '{source.split}', but only MBPP files have "
             "that one. Use all, train or validation."
         )
-    return found
+    if found.format != "contest" and source.solutions != "correct":
+        raise DataError(
+            f"data source '{source.path}': solutions is '{source.solutions}', but only contest "
+            f"files have others than correct ones, and this is {found.format}."
+        )
 
 
 class _Reader:
@@ -157,7 +220,7 @@ class _Reader:
 
     def read_lines(self) -> Iterator[Document | TokenDocument]:
         """One document per line of JSON."""
-        places: dict[int, str] = {}
+        places: dict[object, str] = {}
         for path in self.found.files:
             for number, line in read_lines(path):
                 self.read += 1
@@ -168,9 +231,21 @@ class _Reader:
                     self.used += 1
                     yield document
 
+    def read_contests(self) -> Iterator[Document]:
+        """One document per program; what is counted are programs."""
+        places: dict[object, str] = {}
+        for path in self.found.files:
+            for number, line in read_lines(path):
+                self.read += 1
+                documents: list[Document] = []
+                with self.bad.at(f"{path}:{number}"):
+                    documents = self._parse_contest(line, f"{path}:{number}", places)
+                self.used += len(documents)
+                yield from documents
+
     def read_files(self) -> Iterator[Document]:
         """One document per file; a single file is split by position."""
-        split, root = self.source.split, self.found.root
+        split, root = self.found.split, self.found.root
         is_alone = self.found.files == (root,)
         for path in self.found.files:
             text = None
@@ -188,18 +263,20 @@ class _Reader:
                 yield Document(str(path), (Segment(text),))
 
     def _parse(
-        self, line: bytes | None, place: str, places: dict[int, str]
+        self, line: bytes | None, place: str, places: dict[object, str]
     ) -> Document | TokenDocument | None:
         """The document of a line; None if it is of another split."""
-        if line is None:
-            raise UnusableError("line too long", f"over {LONGEST_LINE_BYTES} bytes")
-        row = parse_object(line)
-        split = self.source.split
+        row = _object(line)
+        split = self.found.split
         if self.found.format == "mbpp":
             problem = parse_mbpp_row(row, place)
             task_id = mbpp_task_id(row)
-            _refuse_repeated(task_id, place, places)
+            _refuse_repeated("task_id", task_id, place, places)
             return problem if split == "all" or task_id in MBPP_SPLITS[split] else None
+        if self.found.format == "humaneval":
+            problem = parse_humaneval_row(row, place)
+            _refuse_repeated("task_id", humaneval_task_id(row), place, places)
+            return problem
         document = parse_row(row, place)
         if isinstance(document, TokenDocument):
             key = str(document.ids)
@@ -207,17 +284,31 @@ class _Reader:
             key = "".join(segment.text for segment in document.segments)
         return document if in_split(key, split) else None
 
+    def _parse_contest(
+        self, line: bytes | None, place: str, places: dict[object, str]
+    ) -> list[Document]:
+        """The documents of a problem's programs that are in the split."""
+        problem = parse_contest_row(_object(line), place)
+        _refuse_repeated("name", problem.name, place, places)
+        self.read += len(problem.correct) + len(problem.incorrect) - 1
+        split, solutions = self.found.split, self.source.solutions
+        return list(contest_documents(problem, split, solutions, self.bad))
+
     def check(self) -> None:
         """Refuse a source that is mostly bad, or out of which nothing came."""
         bad = self.bad.lines[self.bad_before :]
-        what = "lines" if self.found.format in ("mbpp", "jsonl") else "files"
+        kind = self.found.format
+        what = "programs" if kind == "contest" else "lines" if kind in LINE_FORMATS else "files"
+        held_out = CONTEST_VALIDATION_SHARE if kind == "contest" else VALIDATION_SHARE
         if bad and 2 * len(bad) > self.read:
             raise DataError(
                 f"data source '{self.source.path}': {len(bad)} of {self.read} {what} cannot be "
                 f"used as {self.found.format}; the first is {bad[0]}."
             )
         if not self.used:
-            share = " (5 % of the documents)" if self.source.split == "validation" else ""
+            share = (
+                f" ({held_out:.0%} of the documents)" if self.source.split == "validation" else ""
+            )
             raise DataError(
                 f"data source '{self.source.path}': none of its {self.read} {what} is in the split "
                 f"'{self.source.split}'{share}."
@@ -230,16 +321,22 @@ def _name_below(root: Path, path: Path) -> str:
     return path.relative_to(root).as_posix()
 
 
-def _refuse_repeated(task_id: int, place: str, places: dict[int, str]) -> None:
-    first = places.setdefault(task_id, place)
+def _object(line: bytes | None) -> dict[str, Any]:
+    if line is None:
+        raise UnusableError("line too long", f"over {LONGEST_LINE_BYTES} bytes")
+    return parse_object(line)
+
+
+def _refuse_repeated(key: str, value: object, place: str, places: dict[object, str]) -> None:
+    first = places.setdefault(value, place)
     if first != place:
-        raise UnusableError("task_id repeated", f"{task_id}, first in {first}")
+        raise UnusableError(f"{key} repeated", f"{value}, first in {first}")
 
 
 def _files_of_folder(source: Source, folder: Path) -> SourceFiles:
     kind = source.format
-    if kind in ("mbpp", "jsonl"):
-        return SourceFiles(kind, folder, _walk(folder, {".jsonl"}))
+    if kind in LINE_FORMATS:
+        return SourceFiles(cast(LineFormat, kind), folder, _walk(folder, {".jsonl"}))
     if kind == "text":
         return SourceFiles(kind, folder, _walk(folder, TEXT_SUFFIXES))
     texts = _walk(folder, TEXT_SUFFIXES | CODE_SUFFIXES)
@@ -250,7 +347,7 @@ def _files_of_folder(source: Source, folder: Path) -> SourceFiles:
             f"({texts[0].name}, {lines[0].name}). Set format: tree or jsonl."
         )
     if lines:
-        return SourceFiles("mbpp" if _looks_like_mbpp(lines[0]) else "jsonl", folder, lines)
+        return SourceFiles(_format_of_lines(lines[0]), folder, lines)
     return SourceFiles("tree", folder, texts)
 
 
@@ -260,27 +357,32 @@ def _single_file(source: Source, path: Path) -> SourceFiles:
     if kind == "tree":
         raise DataError(
             f"data source '{source.path}': format is 'tree', but this is a file. "
-            "Use format: text, jsonl or mbpp."
+            f"Use format: text, {', '.join(LINE_FORMATS)}."
         )
     if kind == "auto" and suffix == ".jsonl":
-        kind = "mbpp" if _looks_like_mbpp(path) else "jsonl"
+        kind = _format_of_lines(path)
     elif kind == "auto" and suffix in TEXT_SUFFIXES | CODE_SUFFIXES:
         kind = "text"
     if kind == "auto":
         raise DataError(
             f"data source '{source.path}': its format is not known from the name. "
-            "Set format: jsonl, mbpp or text."
+            f"Set format: text, {', '.join(LINE_FORMATS)}."
         )
     return SourceFiles(kind, path, (path,))
 
 
-def _looks_like_mbpp(path: Path) -> bool:
+def _format_of_lines(path: Path) -> LineFormat:
     for line in first_lines(path, 5):
         try:
-            return parse_object(line).keys() >= MBPP_KEYS
+            keys = parse_object(line).keys()
         except UnusableError:  # counted when the file is read
             continue
-    return False
+        if keys >= MBPP_KEYS:
+            return "mbpp"
+        if keys >= HUMANEVAL_KEYS:
+            return "humaneval"
+        return "contest" if keys >= CONTEST_KEYS else "jsonl"
+    return "jsonl"
 
 
 def _refuse_folder(error: OSError) -> None:

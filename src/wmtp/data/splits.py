@@ -6,6 +6,8 @@ from typing import Literal
 Split = Literal["all", "train", "validation", "test", "prompt"]
 
 VALIDATION_SHARE = 0.05
+CONTEST_VALIDATION_SHARE = 0.1
+"""Of programs: they are fewer than documents elsewhere, and pairs of them are held out."""
 
 # By ``task_id``, as Austin et al. 2021 (arXiv:2108.07732) divide them.
 MBPP_SPLITS = {
@@ -16,7 +18,7 @@ MBPP_SPLITS = {
 }
 
 
-def in_split(key: str, split: Split) -> bool:
+def in_split(key: str, split: Split, validation_share: float = VALIDATION_SHARE) -> bool:
     """Whether the document of that key is in a split; the same on every machine, for ever.
 
     Example:
@@ -28,7 +30,7 @@ def in_split(key: str, split: Split) -> bool:
     if split == "all":
         return True
     digest = hashlib.blake2b(key.encode("utf-8", "surrogateescape"), digest_size=8).digest()
-    is_validation = int.from_bytes(digest, "big") < VALIDATION_SHARE * 2**64
+    is_validation = int.from_bytes(digest, "big") < validation_share * 2**64
     return is_validation == (split == "validation")
 
 

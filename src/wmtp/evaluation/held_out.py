@@ -34,7 +34,7 @@ def measure_heads(
         with device.autocast():
             hidden = model(here.tokens_BS, here.targets_BSH, here.documents_BS)
         ce_BSH, correct_BSH = measure_ce(
-            hidden, model.unembedding_VD, here.targets_BSH, here.valid_BSH, workspace
+            hidden, model.unembeddings, here.targets_BSH, here.valid_BSH, workspace
         )
         totals.add(ce_BSH, correct_BSH, here.valid_BSH)
     model.train(was_training)

@@ -83,7 +83,7 @@ def measure_text(
                 hidden_BSD = model.next_token_hidden(inputs_BS)
             valid_BSH = torch.ones_like(targets_BSH, dtype=torch.bool)
             ce_BSH, _ = measure_ce(
-                (hidden_BSD,), model.unembedding_VD, targets_BSH, valid_BSH, workspace
+                (hidden_BSD,), model.unembeddings[:1], targets_BSH, valid_BSH, workspace
             )
             nats += ce_BSH.sum(dtype=device.sum_dtype).item()
     model.train(was_training)

@@ -26,11 +26,14 @@ class Window:
         self._clear()
         self.start_clock()
 
-    def add(self, output: LossOutput, valid_BSH: Tensor) -> None:
-        """Count a micro-batch."""
+    def add(self, output: LossOutput, valid_BSH: Tensor, value_loss: Tensor | None = None) -> None:
+        """Count a micro-batch, and what a value head learned from, if there is one."""
         self._heads.add(output.ce_BSH, output.correct_BSH, output.measured_BSH)
         self._weights.add(output.weights_BSH, valid_BSH)
         self._loss += output.loss.detach()
+        if value_loss is not None:
+            self._value_loss += value_loss.detach()
+            self._has_values += 1
 
     def end_step(self, gradient_norm: Tensor, tokens: int) -> None:
         """Count an optimizer step."""
@@ -50,6 +53,8 @@ class Window:
             "tokens_per_second": self._tokens / seconds,
             "memory/peak_bytes": self._device.peak_memory_bytes(),
         }
+        if self._has_values.item():
+            row["value/loss"] = self._value_loss.item() / steps
         self._clear()
         self.start_clock()
         return row
@@ -73,6 +78,8 @@ class Window:
             "loss": self._loss,
             "norm": self._norm,
             "steps": self._steps,
+            "value_loss": self._value_loss,
+            "has_values": self._has_values,
             **{f"heads.{name}": sums for name, sums in vars(self._heads).items()},
             **{f"weights.{name}": sums for name, sums in vars(self._weights).items()},
         }
@@ -86,3 +93,4 @@ class Window:
         self._heads = HeadTotals(self._horizon, self._device)
         self._weights = WeightTotals(self._horizon, self._device)
         self._loss, self._norm, self._steps = (self._device.zeros() for _ in range(3))
+        self._value_loss, self._has_values = (self._device.zeros() for _ in range(2))

@@ -1,7 +1,8 @@
 """A safetensors file written tensor by tensor, so that saving never holds a second model."""
 
 import json
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -28,24 +29,45 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], dtype: torch.dt
     Source:
         https://github.com/huggingface/safetensors, "Format".
     """
-    header = json.dumps(_header(tensors.items(), dtype), separators=(",", ":")).encode()
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    write_one_by_one(path, shapes, tensors.values(), dtype)
+
+
+def write_one_by_one(
+    path: Path, shapes: Mapping[str, Sequence[int]], tensors: Iterable[Tensor], dtype: torch.dtype
+) -> None:
+    """``write_safetensors`` of tensors that are made while they are written.
+
+    Args:
+        path: file to write.
+        shapes: names and shapes, in the order of the file.
+        tensors: one for each name, in that order.
+        dtype: float32, bfloat16 or float16.
+
+    Raises:
+        OSError: the file cannot be written.
+        ValueError: a tensor has not the shape that was announced, or one is missing or too many.
+    """
+    header = json.dumps(_header(shapes, dtype), separators=(",", ":")).encode()
     header += b" " * (-len(header) % HEADER_ALIGNMENT)
     with path.open("wb") as file:
         file.write(len(header).to_bytes(8, "little"))
         file.write(header)
-        for tensor in tensors.values():
+        for (name, shape), tensor in zip(shapes.items(), tensors, strict=True):
+            if tuple(tensor.shape) != tuple(shape):
+                raise ValueError(f"{name} is {tuple(tensor.shape)}, announced as {tuple(shape)}")
             values = tensor.detach().to(dtype).cpu().contiguous().flatten()
             file.write(values.view(torch.uint8).numpy().data)
 
 
-def _header(tensors: Iterable[tuple[str, Tensor]], dtype: torch.dtype) -> dict[str, object]:
+def _header(shapes: Mapping[str, Sequence[int]], dtype: torch.dtype) -> dict[str, object]:
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}  # transformers insists on it
     start = 0
-    for name, tensor in tensors:
-        end = start + tensor.numel() * dtype.itemsize
+    for name, shape in shapes.items():
+        end = start + math.prod(shape) * dtype.itemsize
         header[name] = {
             "dtype": FORMAT_NAMES[dtype],
-            "shape": list(tensor.shape),
+            "shape": list(shape),
             "data_offsets": [start, end],
         }
         start = end

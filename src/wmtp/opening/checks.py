@@ -5,6 +5,7 @@ from pathlib import Path
 from wmtp.config import Recipe, Settings
 from wmtp.errors import ConfigError
 from wmtp.model.hf_config import TrunkKind, is_model_directory, read_config
+from wmtp.weighting import find_critic
 
 KEYS_WITH_A_BASE = frozenset({"kind", "heads", "dropout"})
 """Keys of the recipe's model section that a pretrained start leaves open."""
@@ -17,13 +18,22 @@ def check_start(settings: Settings) -> None:
         ConfigError: a model directory is missing, or sizes are missing or out of place.
     """
     models, model = settings.config.paths.models, settings.recipe.model
-    for key, path in (("base", models.base), ("ref", models.ref)):
+    for key, path in (("base", models.base), ("ref", models.ref), ("rm", models.rm)):
         if path is not None and not is_model_directory(Path(path)):
             raise ConfigError(
                 f"paths.models.{key} is '{path}': no model directory (it has no config.json)."
             )
     if models.base is not None:
         check_length(Path(models.base), longest_row(settings.recipe), model.kind)
+    average_last, keep_last = (
+        settings.recipe.train.average_last,
+        settings.config.paths.checkpoints.keep_last,
+    )
+    if average_last is not None and average_last > keep_last:
+        raise ConfigError(
+            f"train.average_last is {average_last}, but paths.checkpoints.keep_last keeps only "
+            f"{keep_last} checkpoints. Keep as many as are averaged."
+        )
     sizes = {
         "hidden_size": model.hidden_size,
         "num_layers": model.num_layers,
@@ -68,5 +78,7 @@ def check_length(directory: Path, longest: int, kind: TrunkKind | None = None) -
 
 
 def longest_row(recipe: Recipe) -> int:
-    """Tokens of the longest row, in training or evaluation."""
-    return max(recipe.data.train.max_length, recipe.data.eval.max_length or 0)
+    """Tokens of the longest row, in training or evaluation, or in the critic's stage 1."""
+    critic = find_critic(recipe.weighting)
+    of_stage1 = 0 if critic is None else critic.stage1.max_length or 0
+    return max(recipe.data.train.max_length, recipe.data.eval.max_length or 0, of_stage1)

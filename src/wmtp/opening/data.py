@@ -41,7 +41,7 @@ def open_tokenizer(settings: Settings) -> TextTokenizer:
 def as_source(settings: Settings, spec: SourceSpec) -> Source:
     """A recipe's source with a NAME of ``paths.datasets`` replaced by its path."""
     named = settings.config.paths.datasets.get(spec.path, spec.path)
-    return Source(named, spec.split, spec.format)
+    return Source(named, spec.split, spec.format, spec.solutions)
 
 
 def shard_cache(settings: Settings) -> Path:

@@ -1,5 +1,6 @@
 """The machine a run trains on; the only file that knows CUDA, MPS and CPU."""
 
+import importlib.util
 import json
 import platform
 import random
@@ -95,6 +96,8 @@ class Device:
     """Rows of logits (tokens times heads) in one chunk of the loss, before the workspace's cap."""
     loss_workspace_bytes: int
     """Most memory that one chunk of logits may take."""
+    loss_kernel: bool = False
+    """The loss's softmax step is one Triton kernel here."""
 
     @property
     def torch_device(self) -> torch.device:
@@ -105,6 +108,14 @@ class Device:
     def compute_dtype(self) -> torch.dtype:
         """Of the matrix products; parameters and optimizer state stay float32."""
         return _DTYPES[self.precision]
+
+    @property
+    def loss_product_dtype(self) -> torch.dtype | None:
+        """Of the loss's logits and products; None means at least float32.
+
+        Tensor cores need 16 bits. Elsewhere float32 costs little, and its sums are exact.
+        """
+        return self.compute_dtype if self.kind == "cuda" else None
 
     @property
     def sum_dtype(self) -> torch.dtype:
@@ -239,7 +250,8 @@ def _check_precision(kind: Kind, precision: Precision) -> None:
 def _describe(kind: Kind, precision: Precision) -> Device:
     if kind == "cuda":
         # fewer tokens than about 1024 in a chunk (times 4 heads) leave a big GPU waiting
-        return Device(kind, precision, True, False, True, 4096, 512 * MEBIBYTE)
+        kernel = importlib.util.find_spec("triton") is not None  # not on every system
+        return Device(kind, precision, True, False, True, 4096, 512 * MEBIBYTE, kernel)
     if kind == "mps":
         return Device(kind, precision, True, False, False, 2048, 256 * MEBIBYTE)
     # a chunk that stays near the caches: 256 to 512 rows measured best

@@ -27,6 +27,8 @@ class RunFolder:
       metrics.jsonl       one JSON object per logged step
       checkpoints/        step-00000100/ and so on
       final/              the model directory users take away
+      average/            the mean of the last checkpoints, if asked for
+      stage1/             of critic-wmtp: a run of its own, whose final/ is the value head
       tensorboard/        if enabled
       tracking/           how far the trackers have come
     """
@@ -62,6 +64,11 @@ class RunFolder:
     def final(self) -> Path:
         """The model directory that users take away."""
         return self.root / "final"
+
+    @property
+    def stage1(self) -> "RunFolder":
+        """Where the value head of critic-wmtp is trained before the model."""
+        return RunFolder(self.root / "stage1")
 
     @property
     def tensorboard(self) -> Path:
@@ -141,7 +148,8 @@ def _holds_anything(run: RunFolder) -> bool:
     """A start that failed before its first logged step left nothing worth protecting."""
     if run.metrics_file.exists() and run.metrics_file.stat().st_size > 0:
         return True
-    return any(folder.is_dir() and any(folder.iterdir()) for folder in (run.checkpoints, run.final))
+    folders = (run.checkpoints, run.final, run.stage1.checkpoints, run.stage1.final)
+    return any(folder.is_dir() and any(folder.iterdir()) for folder in folders)
 
 
 def _make_folders(run: RunFolder) -> None:

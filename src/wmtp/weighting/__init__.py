@@ -9,39 +9,47 @@ from typing import get_args
 
 from wmtp.errors import ConfigError
 from wmtp.loss import Scope
-from wmtp.weighting.base import Need, Signals, Weighting, mean_one, weigh_chunk
+from wmtp.weighting.base import Need, Signals, Weighting, mean_one, observe, weigh_chunk
 from wmtp.weighting.baseline import Baseline
 from wmtp.weighting.column import Column
+from wmtp.weighting.controls import RandomMatched, Shuffled
+from wmtp.weighting.critic import Critic
 from wmtp.weighting.rho1 import Rho1
 
 ALGORITHMS: dict[str, type[Weighting]] = {
-    "baseline-mtp": Baseline,
-    "rho1-wmtp": Rho1,
-    "column": Column,
+    kind.algorithm: kind for kind in (Baseline, Rho1, Critic, Column, Shuffled, RandomMatched)
 }
 
 __all__ = [
     "ALGORITHMS",
     "Baseline",
     "Column",
+    "Critic",
     "Need",
+    "RandomMatched",
     "Rho1",
     "Scope",
+    "Shuffled",
     "Signals",
     "Weighting",
+    "find_critic",
     "find_weighting",
     "mean_one",
+    "observe",
     "weigh_chunk",
 ]
 
 
-def find_weighting(algorithm: str, folder: Path | None = None) -> type[Weighting]:
+def find_weighting(
+    algorithm: str, folder: Path | None = None, *, key: str = "weighting.algorithm"
+) -> type[Weighting]:
     """Return the class of a shipped algorithm, or of the one in a user's own ``.py`` file.
 
     Args:
         algorithm: a name from ``ALGORITHMS``, or the path of a ``.py`` file, looked up from the
             working directory first, then from ``folder``.
         folder: where the recipe lies.
+        key: how messages call the name.
 
     Raises:
         ConfigError: no such algorithm or file, or the file does not define exactly one.
@@ -49,19 +57,26 @@ def find_weighting(algorithm: str, folder: Path | None = None) -> type[Weighting
     if algorithm in ALGORITHMS:
         return ALGORITHMS[algorithm]
     if algorithm.endswith(".py"):
-        return _load_file(algorithm, folder)
+        return _load_file(algorithm, folder, key)
     raise ConfigError(
-        f"weighting.algorithm is {algorithm!r}: no such algorithm. "
+        f"{key} is {algorithm!r}: no such algorithm. "
         f"Use {', '.join(sorted(ALGORITHMS))}, or the path of a .py file of your own."
     )
 
 
-def _load_file(name: str, folder: Path | None) -> type[Weighting]:
+def find_critic(weighting: Weighting) -> Critic | None:
+    """The ``critic-wmtp`` that a weighting is or is around, None if there is none."""
+    while isinstance(weighting, Shuffled | RandomMatched):
+        weighting = weighting.around
+    return weighting if isinstance(weighting, Critic) else None
+
+
+def _load_file(name: str, folder: Path | None, key: str) -> type[Weighting]:
     places = [Path(name)] if folder is None else [Path(name), folder / name]
     path = next((place.resolve() for place in places if place.is_file()), None)
     if path is None:
         tried = " and ".join(str(place) for place in dict.fromkeys(places))
-        raise ConfigError(f"weighting.algorithm is {name!r}: no such file (tried {tried}).")
+        raise ConfigError(f"{key} is {name!r}: no such file (tried {tried}).")
     # the path is in the module's name, so that two files called mine.py do not meet
     module_name = f"wmtp_user_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     spec = importlib.util.spec_from_file_location(module_name, path)
@@ -88,4 +103,5 @@ def _load_file(name: str, folder: Path | None) -> type[Weighting]:
             f"{path}: {found[0].__name__} must have a scope ({', '.join(get_args(Scope))}) and a "
             "method weights(signals)."
         )
+    found[0].algorithm = name
     return found[0]

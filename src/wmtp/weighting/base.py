@@ -1,18 +1,19 @@
 """What a weighting is: recipe keys as fields, and one method from signals to weights."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
 from torch import Tensor
 
+from wmtp.errors import ConfigError, WmtpError
 from wmtp.loss import Scope
 
-Need = Literal["reference_ce", "loss_weights"]
-"""What must be measured or read beforehand, aligned with the targets."""
+Need = Literal["reference_ce", "loss_weights", "values"]
+"""What must be measured or read beforehand; ``values`` brings ``rewards`` and ``last`` along."""
 
 
 @dataclass(frozen=True)
@@ -24,12 +25,20 @@ class Signals:
         ce: cross-entropy in nats, float32; None for scope ``known``.
         reference_ce: the reference model's cross-entropy of the target token, float32 nats.
         loss_weights: the data's own weight of the target token, float32.
+        values: the value head's estimate ``V_s`` at every position, float32 ``[B, S]``.
+        rewards: reward ``r`` of the target token, float32; NaN in a document without a reward.
+        last: bool, the target token is the last wanted one of its document.
+        memory: the weighting's own tensors (``Weighting.start_memory``), on the device.
     """
 
     valid_BSH: Tensor
     ce: Tensor | None = None
     reference_ce: Tensor | None = None
     loss_weights: Tensor | None = None
+    values: Tensor | None = None
+    rewards: Tensor | None = None
+    last: Tensor | None = None
+    memory: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def ce_BSH(self) -> Tensor:
@@ -46,6 +55,21 @@ class Signals:
         """The data's own weights, for who declares the need."""
         return _present(self.loss_weights, "loss_weights_BSH", "needs = {'loss_weights'}")
 
+    @property
+    def values_BS(self) -> Tensor:
+        """The value head's estimates, for who declares the need."""
+        return _present(self.values, "values_BS", "needs = {'values'}")
+
+    @property
+    def rewards_BSH(self) -> Tensor:
+        """The target tokens' rewards, for who declares the need of values."""
+        return _present(self.rewards, "rewards_BSH", "needs = {'values'}")
+
+    @property
+    def last_BSH(self) -> Tensor:
+        """Where a document's wanted tokens end, for who declares the need of values."""
+        return _present(self.last, "last_BSH", "needs = {'values'}")
+
     def of_rows(self, rows: slice, ce: Tensor | None) -> "Signals":
         """The signals of some rows of the batch."""
         return self._select(lambda signal: signal[rows], ce)
@@ -54,12 +78,23 @@ class Signals:
         """The signals of some of the ``B * S`` positions, as one row ``[1, n, H]``."""
         return self._select(lambda signal: signal.flatten(0, 1)[positions].unsqueeze(0), ce)
 
+    def with_memory(self, memory: Mapping[str, Tensor]) -> "Signals":
+        """The same signals for a weighting that remembers something else."""
+        return replace(self, memory=memory)
+
     def _select(self, pick: Callable[[Tensor], Tensor], ce: Tensor | None) -> "Signals":
-        return Signals(
+        def pick_if_any(signal: Tensor | None) -> Tensor | None:
+            return None if signal is None else pick(signal)
+
+        return replace(
+            self,
             valid_BSH=pick(self.valid_BSH),
             ce=ce,
-            reference_ce=None if self.reference_ce is None else pick(self.reference_ce),
-            loss_weights=None if self.loss_weights is None else pick(self.loss_weights),
+            reference_ce=pick_if_any(self.reference_ce),
+            loss_weights=pick_if_any(self.loss_weights),
+            values=pick_if_any(self.values),
+            rewards=pick_if_any(self.rewards),
+            last=pick_if_any(self.last),
         )
 
 
@@ -77,6 +112,11 @@ class Weighting(BaseModel, ABC):
     A subclass says in ``scope`` what its weights depend on and in ``needs`` what must be measured
     beforehand, and maps signals to weights: float32, at least 0, without gradient, mean 1 over
     the valid targets of each row (``mean_one``), no device, file or logger touched.
+
+    What must last from one micro-batch to the next is declared in ``start_memory``. The training
+    loop keeps these tensors, saves them in every checkpoint and hands them in as
+    ``signals.memory``; ``weights`` and ``observe`` change them in place, without ever reading
+    one back from the device.
     """
 
     model_config = ConfigDict(
@@ -85,22 +125,92 @@ class Weighting(BaseModel, ABC):
 
     scope: ClassVar[Scope]
     needs: ClassVar[frozenset[Need]] = frozenset()
+    algorithm: ClassVar[str] = "(unnamed)"
+    """What a recipe calls it; ``find_weighting`` gives a user's own class the name of its file."""
+
+    @property
+    def kept_fraction(self) -> float:
+        """Most of a row's valid targets that get a weight above 0, rounded up; above 0.
+
+        A promise: where counting would make the device wait, the loss leaves the rest undone.
+        """
+        return 1.0
 
     @abstractmethod
     def weights(self, signals: Signals) -> Tensor:
         """Weights of the shape of ``signals.valid_BSH``."""
+
+    def start_memory(self) -> dict[str, Tensor]:
+        """What is remembered before the first micro-batch, on the CPU; nothing by default."""
+        return {}
+
+    def observe(self, signals: Signals) -> None:
+        """Learn from what the loss measured, once per micro-batch; ``valid`` is what it measured.
+
+        A weighting that only needs what its own ``weights`` sees has no use for this.
+        """
+
+    @model_serializer(mode="wrap")
+    def _with_its_name(self, fields: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {"algorithm": self.algorithm, **fields(self)}
 
 
 @torch.no_grad()
 def weigh_chunk(
     weighting: Weighting, signals: Signals, ce: Tensor | None, part: slice | Tensor
 ) -> Tensor:
-    """Call a weighting for the chunk of targets that the loss has come to (``loss.Weigh``)."""
+    """Call a weighting for the chunk of targets that the loss has come to (``loss.Weigh``).
+
+    Raises:
+        ConfigError: a user's own weighting failed, or gave something else than weights.
+    """
     if weighting.scope == "token":
-        return weighting.weights(signals.of_positions(part, ce))
+        return weights_of(weighting, signals.of_positions(part, ce))
     if isinstance(part, slice):
-        return weighting.weights(signals.of_rows(part, ce))
+        return weights_of(weighting, signals.of_rows(part, ce))
     raise TypeError(f"scope {weighting.scope!r} takes a slice of rows, not positions {part!r}")
+
+
+def weights_of(weighting: Weighting, signals: Signals) -> Tensor:
+    """``weighting.weights(signals)``, with a fault in a user's own file told in one line.
+
+    Raises:
+        ConfigError: the user's ``weights`` raised, or its result has another shape.
+    """
+    weights = _told_plainly(weighting, "weights", weighting.weights, signals)
+    if not isinstance(weights, Tensor) or weights.shape != signals.valid_BSH.shape:
+        found = list(weights.shape) if isinstance(weights, Tensor) else type(weights).__name__
+        raise ConfigError(
+            f"weighting.algorithm {weighting.algorithm}: weights(signals) gave {found}, but a "
+            f"tensor {list(signals.valid_BSH.shape)} is needed, one weight for every target."
+        )
+    return weights
+
+
+@torch.no_grad()
+def observe(weighting: Weighting, signals: Signals) -> None:
+    """``weighting.observe(signals)``, with a fault in a user's own file told in one line.
+
+    Raises:
+        ConfigError: the user's ``observe`` raised.
+    """
+    _told_plainly(weighting, "observe", weighting.observe, signals)
+
+
+def _told_plainly(
+    weighting: Weighting, name: str, method: Callable[[Signals], Any], signals: Signals
+) -> Any:
+    try:
+        return method(signals)
+    except (WmtpError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # a user's file may fail in any way; it is named and passed on
+        if not weighting.algorithm.endswith(".py"):
+            raise  # our own fault, not the user's
+        raise ConfigError(
+            f"weighting.algorithm {weighting.algorithm}: {name}(signals) raised "
+            f"{type(error).__name__}: {error}"
+        ) from error
 
 
 def mean_one(x_BSH: Tensor, valid_BSH: Tensor) -> Tensor:

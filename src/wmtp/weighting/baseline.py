@@ -11,6 +11,7 @@ from wmtp.weighting.base import Signals, Weighting
 class Baseline(Weighting):
     """Plain multi-token prediction: ``w = 1``."""
 
+    algorithm: ClassVar[str] = "baseline-mtp"
     scope: ClassVar[Scope] = "known"
 
     def weights(self, signals: Signals) -> Tensor:

@@ -12,6 +12,7 @@ from wmtp.weighting.base import Need, Signals, Weighting, mean_one
 class Column(Weighting):
     """Weights read from the data's ``loss_weights``, one per target token."""
 
+    algorithm: ClassVar[str] = "column"
     scope: ClassVar[Scope] = "known"
     needs: ClassVar[frozenset[Need]] = frozenset({"loss_weights"})
     normalize: bool = Field(

@@ -26,6 +26,7 @@ class Rho1(Weighting):
         Lin et al. 2024 (arXiv:2404.07965) for the excess score and its selection.
     """
 
+    algorithm: ClassVar[str] = "rho1-wmtp"
     needs: ClassVar[frozenset[Need]] = frozenset({"reference_ce"})
 
     mode: Literal["weighted", "token_skip"] = Field(
@@ -48,6 +49,13 @@ class Rho1(Weighting):
         """``token`` only where heads compete by themselves and no mean over the row is needed."""
         alone = self.mode == "weighted" and self.compete == "heads" and self.center == "none"
         return "token" if alone else "sequence"
+
+    @property
+    def kept_fraction(self) -> float:
+        """``1 - skip_fraction`` for ``token_skip``."""
+        if self.mode != "token_skip":
+            return 1.0
+        return 1 - round(self.skip_fraction * FRACTION_UNITS) / FRACTION_UNITS
 
     def weights(self, signals: Signals) -> Tensor:
         """Weights of mean 1 over each row's valid targets."""

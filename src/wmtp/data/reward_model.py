@@ -1,0 +1,136 @@
+"""Rewards from a model that judges whole texts: a sequence classifier of ``transformers``.
+
+One label is read as a logit, two as wrong and right; either way a reward is a probability. Code
+that a model directory brings along is never run.
+"""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from wmtp.data.reference import fingerprint_model
+from wmtp.data.shards import Shards, add_document_column
+from wmtp.data.tokenizer import TextTokenizer
+from wmtp.errors import CheckpointError, DataError
+from wmtp.model.stored_tensors import check_names, tensor_files
+from wmtp.runtime.device import Device
+
+
+@final
+class RewardModel:
+    """A frozen classifier with its own tokenizer."""
+
+    def __init__(self, network: Any, tokenizer: TextTokenizer, device: Device) -> None:
+        self.network = network.requires_grad_(False).eval().to(device.torch_device)
+        self.tokenizer = tokenizer
+        self.device = device
+
+    @torch.no_grad()
+    def reward(self, text: str) -> float:
+        """Probability that the text is right; NaN where it is longer than the model can read."""
+        ids = [*self.tokenizer.bos_ids, *self.tokenizer.encode(text)]
+        most = self.network.config.max_position_embeddings
+        if not ids or len(ids) > most:
+            return float("nan")
+        tokens_1S = torch.tensor([ids], device=self.device.torch_device)
+        with self.device.autocast():
+            logits: Tensor = self.network(input_ids=tokens_1S).logits[0].float()
+        right = logits[0].sigmoid() if len(logits) == 1 else logits.softmax(0)[1]
+        return float(right)
+
+
+def load_reward_model(directory: Path, device: Device) -> RewardModel:
+    """Read a classifier; one whose last layer is not stored is refused, never made up.
+
+    Raises:
+        CheckpointError: it cannot be loaded, or has more than two labels.
+        DataError: its tokenizer cannot be read.
+    """
+    # transformers takes seconds to import, and only who asks for a reward model needs it here
+    from transformers import AutoModelForSequenceClassification
+
+    from wmtp.model.hf_trunk import quiet_transformers
+
+    tensor_files(directory)  # refuses pickles and torn files in our own words
+    try:
+        with quiet_transformers():
+            network, report = AutoModelForSequenceClassification.from_pretrained(
+                directory,
+                dtype=torch.float32,
+                use_safetensors=True,
+                trust_remote_code=False,
+                local_files_only=True,
+                output_loading_info=True,
+            )
+    except (ValueError, RuntimeError, OSError) as error:
+        raise CheckpointError(
+            f"paths.models.rm is '{directory}', which transformers cannot load as a sequence "
+            f"classifier: {str(error).splitlines()[0]}"
+        ) from error
+    check_names(directory, report["missing_keys"], ())
+    if network.config.num_labels > 2:
+        raise CheckpointError(
+            f"paths.models.rm is '{directory}', which tells {network.config.num_labels} labels "
+            "apart; a reward model has one (a score) or two (wrong, right)."
+        )
+    return RewardModel(network, TextTokenizer.load(directory), device)
+
+
+def rewards_by_model(
+    shards: Shards,
+    tokenizer: TextTokenizer,
+    directory: Path,
+    device: Device,
+    report: Callable[[str], None],
+) -> NDArray[np.float32]:
+    """The reward of every document, made now or found beside the shards.
+
+    Args:
+        shards: the documents.
+        tokenizer: of the shards, to read their text back.
+        directory: of the reward model.
+        device: where to run it.
+        report: takes a line about what is done.
+
+    Returns:
+        float32, one per document; NaN for one that is too long for the model.
+
+    Raises:
+        CheckpointError: the model cannot be used.
+        DataError: not one document could be judged.
+        StorageError: the rewards could not be kept.
+    """
+    key = hashlib.sha256(f"{fingerprint_model(directory)} {device.precision}".encode()).hexdigest()
+    name = f"reward.{key[:16]}"
+    kept = shards.document_column(name)
+    if kept is None:
+        report(f"reward model {directory} judges {shards.manifest.documents:,} documents")
+        model = load_reward_model(directory, device)
+        values = np.array(
+            [model.reward(text_of(shards, tokenizer, i)) for i in range(len(shards.ends))],
+            dtype=np.float32,
+        )
+        kept = add_document_column(shards, name, values)
+    judged = int(np.isfinite(kept).sum())
+    if not judged:
+        raise DataError(
+            f"the reward model '{directory}' could judge none of the documents in "
+            f"'{shards.path}': each is longer than it can read."
+        )
+    if judged < len(kept):
+        report(f"{len(kept) - judged:,} documents are too long for the reward model: no reward")
+    return kept
+
+
+def text_of(shards: Shards, tokenizer: TextTokenizer, document: int) -> str:
+    """A document's text as the tokens have it, without what the tokenizer puts around it."""
+    start = int(shards.ends[document - 1]) if document else 0
+    ids = [int(token) for token in shards.tokens[start : int(shards.ends[document])]]
+    ids = ids[len(tokenizer.bos_ids) :]
+    return tokenizer.decode(ids[:-1] if ids and ids[-1] == tokenizer.eos_id else ids)

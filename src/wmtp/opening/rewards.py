@@ -1,0 +1,137 @@
+"""Where the critic's rewards come from, and the documents that its value head learns from."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from wmtp.config import Settings
+from wmtp.data.pairs import Pairs, find_pairs
+from wmtp.data.prepare import prepare_cached
+from wmtp.data.reward_model import rewards_by_model
+from wmtp.data.rows import DocumentRewards, Rows
+from wmtp.data.shards import Shards, is_shards
+from wmtp.data.sources import Source, list_files
+from wmtp.data.splits import Split
+from wmtp.data.tokenizer import TextTokenizer
+from wmtp.errors import ConfigError, DataError
+from wmtp.opening.data import Report, as_source
+from wmtp.runtime.device import Device
+from wmtp.weighting import Critic
+
+
+@dataclass(frozen=True)
+class ValueData:
+    """What the value head learns from before the model is trained.
+
+    Attributes:
+        learned: documents with rewards, one a row.
+        held_out: others, which only measure it.
+        pairs: of the learned documents, where the loss compares pairs.
+        held_out_pairs: of the held-out ones.
+    """
+
+    learned: Rows
+    held_out: Rows
+    pairs: Pairs | None
+    held_out_pairs: Pairs | None
+
+
+def document_rewards(
+    settings: Settings,
+    critic: Critic,
+    shards: Shards,
+    tokenizer: TextTokenizer,
+    device: Device,
+    report: Report,
+) -> DocumentRewards:
+    """The reward of every document, NaN where it has none.
+
+    Raises:
+        ConfigError: a reward model is asked for and none is named.
+        DataError: a reward is out of range for the value loss.
+    """
+    if critic.reward == "model":
+        directory = settings.config.paths.models.rm
+        if directory is None:
+            raise ConfigError(
+                "weighting.reward is 'model': set paths.models.rm to the reward model's directory."
+            )
+        values = rewards_by_model(shards, tokenizer, Path(directory), device, report)
+    elif shards.rewards is not None:
+        values = shards.rewards
+    else:
+        values = np.full(shards.manifest.documents, np.nan, dtype=np.float32)
+    known = values[np.isfinite(values)]
+    if critic.value_loss != "mse" and len(known) and not (0 <= known.min() <= known.max() <= 1):
+        raise DataError(
+            f"rewards in '{shards.path}' go from {known.min():g} to {known.max():g}, but "
+            f"weighting.value_loss {critic.value_loss} needs them from 0 to 1. Use mse."
+        )
+    return DocumentRewards(np.asarray(values, dtype=np.float32), critic.spread)
+
+
+def open_value_data(
+    settings: Settings,
+    critic: Critic,
+    tokenizer: TextTokenizer,
+    cache: Path,
+    device: Device,
+    report: Report,
+) -> ValueData:
+    """The documents of stage 1: those of the sources' train split, and of their validation split.
+
+    Raises:
+        ConfigError: the sources are shards, which have no splits.
+        DataError: there is no reward, or no pair, to learn from.
+    """
+    specs = settings.recipe.data.rewards.sources or settings.recipe.data.train.sources
+    sources = tuple(_with_wrong_programs(as_source(settings, spec)) for spec in specs)
+    parts = []
+    splits: tuple[Split, Split] = ("train", "validation")
+    for split in splits:
+        part = tuple(replace(source, split=split) for source in sources)
+        parts.append(_open_part(settings, critic, part, tokenizer, cache, device, report))
+    (learned, pairs), (held_out, held_out_pairs) = parts
+    report(
+        f"value head: {len(learned):,} documents to learn from, {len(held_out):,} held out"
+        + (f", {len(pairs):,} pairs of {pairs.problems:,} problems" if pairs else "")
+    )
+    return ValueData(learned, held_out, pairs, held_out_pairs)
+
+
+def _with_wrong_programs(source: Source) -> Source:
+    """A contest's wrong programs are what a language model is spared and a value head needs."""
+    if is_shards(Path(source.path)):
+        raise ConfigError(
+            f"data.rewards.sources has '{source.path}', a folder of shards, which cannot be "
+            "split into learned and held-out documents. Name the text it was made of."
+        )
+    return replace(source, solutions="all") if list_files(source).format == "contest" else source
+
+
+def _open_part(
+    settings: Settings,
+    critic: Critic,
+    sources: tuple[Source, ...],
+    tokenizer: TextTokenizer,
+    cache: Path,
+    device: Device,
+    report: Report,
+) -> tuple[Rows, Pairs | None]:
+    shards = prepare_cached(sources, tokenizer, cache, report)
+    rewards = document_rewards(settings, critic, shards, tokenizer, device, report)
+    if not np.isfinite(rewards.values).any():
+        raise DataError(
+            f"weighting.reward is '{critic.reward}', but no document of "
+            f"{', '.join(source.path for source in sources)} has a reward. Give JSONL lines "
+            "reward or is_correct, a contest file, or weighting.reward: model."
+        )
+    rows = Rows(
+        shards,
+        critic.stage1.max_length or settings.recipe.data.train.max_length,
+        packed=False,
+        mask_prompt=settings.recipe.data.train.mask_prompt,
+        rewards=rewards,
+    )
+    return rows, find_pairs(shards) if critic.value_loss == "pairwise" else None

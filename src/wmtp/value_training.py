@@ -1,0 +1,404 @@
+"""Stage 1 of ``critic-wmtp``: the value head learns on the frozen trunk what documents are worth.
+
+A small run inside the run, in ``stage1/`` of its folder: steps, held-out figures, checkpoints,
+early stopping; its result is ``stage1/final``, which other runs may name as
+``weighting.value_head``. The trunk is only read.
+"""
+
+import math
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from wmtp.data.batches import Batch, gather_rows
+from wmtp.data.order import rows_at
+from wmtp.data.pairs import group_auc
+from wmtp.data.reference import fingerprint_model
+from wmtp.data.rows import Rows
+from wmtp.errors import CheckpointError
+from wmtp.job import Job
+from wmtp.model.value_head import (
+    ValueHead,
+    load_value_head,
+    read_value_head_facts,
+    save_value_head,
+)
+from wmtp.opening.rewards import ValueData
+from wmtp.optim import (
+    build_optimizers,
+    clip_gradients,
+    load_optimizer_tensors,
+    optimizer_tensors,
+    set_learning_rate,
+    step_optimizers,
+)
+from wmtp.runtime.checkpoint import (
+    list_checkpoints,
+    newest_good,
+    remove_leftovers,
+    write_checkpoint,
+    write_folder,
+)
+from wmtp.runtime.console import Console
+from wmtp.runtime.metrics import MetricsLog, cut_back
+from wmtp.runtime.run_folder import RunFolder
+from wmtp.runtime.stopping import StopRequest
+from wmtp.runtime.training_state import load_state, save_state
+from wmtp.weighting import Critic, Signals, find_critic
+from wmtp.weighting.value_loss import end_positions, last_values, pairwise_loss
+
+VALUE_LR = 1e-3
+"""For two small matrices on a frozen trunk; ``optim.value_lr`` replaces it."""
+
+HELD_OUT_DOCUMENTS = 512
+"""No more are measured at a time, evenly spread."""
+
+
+@dataclass
+class ValueProgress:
+    """Where stage 1 stands between two steps.
+
+    Attributes:
+        step: steps done; the data's position follows from it.
+        best: best held-out figure so far, higher is better.
+        stale: looks since it rose.
+        stopped_early: no more steps are wanted.
+    """
+
+    step: int = 0
+    best: float | None = None
+    stale: int = 0
+    stopped_early: bool = False
+
+    def judge(self, figure: float, *, patience: int, min_delta: float) -> bool:
+        """Note a held-out figure; True if it is the best so far."""
+        if self.best is None or figure > self.best + min_delta:
+            self.best, self.stale = figure, 0
+            return True
+        self.stale += 1
+        self.stopped_early = self.stale >= patience
+        return False
+
+
+def prepare_value_head(
+    job: Job, head: ValueHead, folder: RunFolder, console: Console
+) -> int | None:
+    """Fill the value head: from the folder that the recipe names, or by training it now.
+
+    Returns:
+        None when it is ready, or the exit code after a signal, once a checkpoint is safe.
+
+    Raises:
+        CheckpointError: a value head that is named cannot be used.
+    """
+    critic = find_critic(job.settings.recipe.weighting)
+    assert critic is not None
+    place = folder.stage1.final if critic.value_head is None else Path(critic.value_head)
+    if critic.value_head is None and not place.is_dir():
+        code = train_value_head(job, critic, head, folder.stage1, console)
+        if code is not None:
+            return code
+    head.load_state_dict(load_value_head(place, head.hidden_size, head.output).state_dict())
+    facts = read_value_head_facts(place)
+    if facts.get("trunk") != trunk_name(job):
+        console.warning(
+            f"the value head in {place} was trained on another trunk ({facts.get('trunk')}); "
+            "its estimates may mean nothing here"
+        )
+    console.line(f"value head {place}: {describe(facts)}")
+    auc = facts.get("held_out_auc")
+    if auc is not None and auc <= 0.5:
+        console.warning(
+            "the value head tells right from wrong no better than chance on held-out documents: "
+            "its weights carry no information. Train it longer, or on more documents"
+        )
+    return None
+
+
+def train_value_head(
+    job: Job, critic: Critic, head: ValueHead, folder: RunFolder, console: Console
+) -> int | None:
+    """Train until the recipe's end, an early stop or a signal; goes on from its checkpoints.
+
+    Args:
+        job: the trunk, which stays as it is, and the documents.
+        critic: how to learn.
+        head: as built; holds the best head found when it ends.
+        folder: where stage 1 keeps what it makes.
+        console: what the user sees.
+
+    Returns:
+        None when done, 130 or 143 after a signal.
+    """
+    data, stage, device = job.value_data, critic.stage1, job.device
+    assert data is not None
+    optim = job.settings.recipe.optim
+    checkpoints = job.settings.config.paths.checkpoints
+    optimizers = build_optimizers(
+        head.named_parameters(prefix="value_head"),
+        name="adamw",
+        lr=optim.value_lr or VALUE_LR,
+        betas=optim.betas,
+        eps=optim.eps,
+        weight_decay=optim.weight_decay,
+        fused=device.fused_adamw,
+    )
+    set_learning_rate(optimizers, optim.value_lr or VALUE_LR)
+    parameters = list(head.parameters())
+    progress, best = ValueProgress(), _copied(head)
+    folder.checkpoints.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(folder.checkpoints)
+    if list_checkpoints(folder.checkpoints):
+        checkpoint, _ = newest_good(folder.checkpoints)
+        load_stage(checkpoint, head, optimizers, progress, best)
+        cut_back(folder.metrics_file, progress.step)
+    job.model.eval()
+
+    def save() -> None:
+        write_checkpoint(
+            folder.checkpoints,
+            progress.step,
+            lambda path: save_stage(path, head, optimizers, progress, best),
+            checkpoints.keep_last,
+        )
+
+    with (
+        StopRequest() as stop,
+        MetricsLog(folder.metrics_file) as metrics,
+        console.progress(progress.step, stage.max_steps, "value step") as bar,
+    ):
+
+        def look() -> None:
+            figures = measure_value_head(job, critic, head, data)
+            metrics.write({"step": progress.step, **figures})
+            bar.report(progress.step, figures)
+            figure = figures.get("value/auc", -figures["value/held_out_loss"])
+            if progress.judge(figure, patience=stage.patience, min_delta=stage.min_delta):
+                for name, kept in best.items():
+                    kept.copy_(head.state_dict()[name])
+
+        if progress.step == 0:
+            look()
+        while progress.step < stage.max_steps and not progress.stopped_early:
+            total, count = batch_loss(job, critic, head, data, progress.step)
+            loss = total / count.clamp(min=1)
+            loss.backward()  # type: ignore[no-untyped-call]
+            norm = clip_gradients(parameters, optim.grad_clip)
+            step_optimizers(optimizers, ~norm.isfinite())
+            for optimizer in optimizers:
+                optimizer.zero_grad(set_to_none=True)
+            progress.step += 1
+            bar.advance(progress.step)
+            last = progress.step == stage.max_steps
+            if last or progress.step % job.settings.config.log_interval == 0:
+                row = {"value/loss": loss.item(), "gradient_norm": norm.item()}
+                metrics.write({"step": progress.step, **row})
+                bar.update(progress.step, row)
+            if last or progress.step % stage.eval_interval == 0:
+                look()
+            if stop.requested or progress.step % checkpoints.save_interval == 0:
+                metrics.sync()
+                save()
+            if stop.requested:
+                break
+    done = progress.step >= stage.max_steps or progress.stopped_early
+    if stop.requested and not done:
+        console.line(f"stopped in stage 1 after step {progress.step}; go on with --resume")
+        return stop.exit_code
+    head.load_state_dict(best)
+    facts = facts_of(job, critic, progress, measure_value_head(job, critic, head, data))
+    write_folder(folder.final, progress.step, lambda path: save_value_head(head, path, facts))
+    return stop.exit_code if stop.requested else None
+
+
+def batch_loss(
+    job: Job, critic: Critic, head: ValueHead, data: ValueData, step: int
+) -> tuple[Tensor, Tensor]:
+    """Sum and count of the value loss of one step; a pure function of step and seed."""
+    seed, size = job.settings.config.devices.seed, critic.stage1.batch_size
+    if data.pairs is None:
+        chosen = rows_at(len(data.learned), seed, step * size, size)
+        scores_BS, signals = read(job, head, data.learned, chosen)
+        return critic.value_head_loss(scores_BS, signals)
+    good_P, bad_P = data.pairs.pair_at(seed, step * size, size)
+    ends_B, whole_B = last_scores(job, head, data.learned, np.concatenate((good_P, bad_P)))
+    return pairwise_loss(ends_B[:size], ends_B[size:], whole_B[:size] & whole_B[size:])
+
+
+def read(
+    job: Job, head: ValueHead, rows: Rows, rows_B: NDArray[np.int64]
+) -> tuple[Tensor, Signals]:
+    """Scores of every position of some documents, with their gradient in the head alone."""
+    batch = trimmed(gather_rows(rows, rows_B, horizon=1), rows, rows_B)
+    batch = batch.to(job.device.torch_device)
+    with torch.no_grad(), job.device.autocast():
+        hidden_BSD = job.model.next_token_hidden(batch.tokens_BS)
+    scores_BS = head.scores(hidden_BSD)
+    signals = Signals(
+        batch.valid_BSH,
+        values=head.values(scores_BS.detach()),
+        rewards=batch.rewards_BSH,
+        last=batch.last_BSH,
+    )
+    return scores_BS, signals
+
+
+def trimmed(batch: Batch, rows: Rows, rows_B: NDArray[np.int64]) -> Batch:
+    """Leave out the positions after the longest document of the batch."""
+    longest = int((rows.stops(rows_B) - rows.starts(rows_B)).max())
+    assert batch.rewards_BSH is not None
+    assert batch.last_BSH is not None
+    return replace(
+        batch,
+        tokens_BS=batch.tokens_BS[:, :longest],
+        targets_BSH=batch.targets_BSH[:, :longest],
+        valid_BSH=batch.valid_BSH[:, :longest],
+        rewards_BSH=batch.rewards_BSH[:, :longest],
+        last_BSH=batch.last_BSH[:, :longest],
+    )
+
+
+def last_scores(
+    job: Job, head: ValueHead, rows: Rows, rows_B: NDArray[np.int64]
+) -> tuple[Tensor, Tensor]:
+    """The score before each document's last wanted token, and whether the row reaches it."""
+    scores_BS, signals = read(job, head, rows, rows_B)
+    return last_values(scores_BS, end_positions(signals))
+
+
+@torch.no_grad()
+def measure_value_head(
+    job: Job, critic: Critic, head: ValueHead, data: ValueData
+) -> dict[str, float]:
+    """Held-out loss, and how often a right document ends higher than a wrong one.
+
+    Returns:
+        ``value/held_out_loss``, ``value/auc`` over pairs within a problem (or over all documents
+        where there are no problems) if there are both kinds, and ``value/documents``.
+    """
+    rows, size = data.held_out, critic.stage1.batch_size
+    count = min(len(rows), HELD_OUT_DOCUMENTS)
+    chosen = np.arange(count) * len(rows) // count
+    ends, whole, sums = [], [], np.zeros(2)
+    for start in range(0, count, size):
+        rows_B = chosen[start : start + size]
+        scores_BS, signals = read(job, head, rows, rows_B)
+        end_B, whole_B = last_values(scores_BS, end_positions(signals))
+        ends.append(end_B.cpu().numpy())
+        whole.append(whole_B.cpu().numpy())
+        sums += [part.item() for part in critic.value_head_loss(scores_BS, signals)]
+    ends_N, whole_N = np.concatenate(ends), np.concatenate(whole)
+    assert rows.rewards is not None
+    rewards_N = np.asarray(rows.rewards.values)[chosen]
+    groups = rows.shards.groups
+    groups_N = np.zeros(count, dtype=np.int32) if groups is None else np.asarray(groups)[chosen]
+    usable = whole_N & np.isfinite(rewards_N)
+    figures = {
+        "value/held_out_loss": float(sums[0] / max(1.0, sums[1])),
+        "value/documents": float(usable.sum()),
+    }
+    if has_both_sides(rewards_N[usable], groups_N[usable]):
+        figures["value/auc"] = group_auc(ends_N[usable], rewards_N[usable], groups_N[usable])
+    return figures
+
+
+def has_both_sides(rewards_N: NDArray[np.float32], groups_N: NDArray[np.int32]) -> bool:
+    """Whether some group has a document above 0.5 and one that is not."""
+    right = rewards_N > 0.5
+    return bool(np.intersect1d(groups_N[right], groups_N[~right]).size)
+
+
+def facts_of(
+    job: Job, critic: Critic, progress: ValueProgress, figures: dict[str, float]
+) -> dict[str, Any]:
+    """What goes beside the finished head."""
+    return {
+        "value_loss": critic.value_loss,
+        "reward": critic.reward,
+        "spread": critic.spread,
+        "gamma": critic.gamma,
+        "gae_lambda": critic.gae_lambda,
+        "trunk": trunk_name(job),
+        "steps": progress.step,
+        "held_out_auc": figures.get("value/auc"),
+        "held_out_loss": figures["value/held_out_loss"],
+        "held_out_documents": int(figures["value/documents"]),
+    }
+
+
+def trunk_name(job: Job) -> str:
+    """What tells one trunk from another: a hash of its files, or how it was made."""
+    base = job.settings.config.paths.models.base
+    if base is None:
+        return f"from scratch with seed {job.settings.config.devices.seed}"
+    return fingerprint_model(Path(base))[:16]
+
+
+def describe(facts: dict[str, Any]) -> str:
+    """One line on a finished head."""
+    auc = facts.get("held_out_auc")
+    told = "not known" if auc is None else f"{auc:.3f}"
+    return (
+        f"held-out AUC {told} over {facts.get('held_out_documents')} documents, "
+        f"{facts.get('steps')} steps of {facts.get('value_loss')}"
+    )
+
+
+def save_stage(
+    folder: Path,
+    head: ValueHead,
+    optimizers: tuple[torch.optim.Optimizer, ...],
+    progress: ValueProgress,
+    best: dict[str, Tensor],
+) -> None:
+    """Fill a checkpoint of stage 1."""
+    named = list(head.named_parameters(prefix="value_head"))
+    tensors = {
+        **{f"head.{name}": value for name, value in head.state_dict().items()},
+        **{f"best.{name}": value for name, value in best.items()},
+        **{f"optimizer.{k}": v for k, v in optimizer_tensors(optimizers, named).items()},
+    }
+    save_state(folder, tensors, asdict(progress))
+
+
+def load_stage(
+    folder: Path,
+    head: ValueHead,
+    optimizers: tuple[torch.optim.Optimizer, ...],
+    progress: ValueProgress,
+    best: dict[str, Tensor],
+) -> None:
+    """Put back what ``save_stage`` wrote.
+
+    Raises:
+        CheckpointError: the state does not belong to this value head.
+    """
+    tensors, values = load_state(folder)
+
+    def part(prefix: str) -> dict[str, Tensor]:
+        return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+    try:
+        head.load_state_dict(part("head."))
+        for name, kept in best.items():
+            kept.copy_(tensors[f"best.{name}"])
+        named = list(head.named_parameters(prefix="value_head"))
+        load_optimizer_tensors(optimizers, named, part("optimizer."))
+        for name, value in asdict(ValueProgress(**values)).items():
+            setattr(progress, name, value)
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{folder} holds stage 1 of another recipe ({error}). Resume with the recipe that "
+            "wrote it, or start anew with another --run-name."
+        ) from error
+    if progress.best is not None and not math.isfinite(progress.best):
+        raise CheckpointError(f"{folder} holds a best figure that is not finite.")
+
+
+def _copied(head: ValueHead) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in head.state_dict().items()}

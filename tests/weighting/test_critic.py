@@ -1,0 +1,140 @@
+import math
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from wmtp.weighting import Critic, Signals, weigh_chunk
+from wmtp.weighting.critic import (
+    SMALLEST_SIGMA,
+    advantage_weights,
+    moment_sums,
+    read_moments,
+    update_moments,
+)
+
+
+def signals_of(critic: Critic, advantages: Tensor, memory: dict[str, Tensor]) -> Signals:
+    """Signals whose advantages are the given ones: every token ends a document, values are 0."""
+    rewards_BSH = advantages.unsqueeze(2)
+    return Signals(
+        ~rewards_BSH.isnan(),
+        values=torch.zeros(advantages.shape),
+        rewards=rewards_BSH,
+        last=torch.ones_like(rewards_BSH, dtype=torch.bool),
+        memory=memory,
+    )
+
+
+def test_the_first_micro_batch_is_weighed_by_its_own_moments() -> None:
+    """A = -1, 1: mu 0, sigma 1, whatever the decay, so weights are 2 / (1 + e^2) and the rest."""
+    critic = Critic(decay=0.9)
+    memory = critic.start_memory()
+    signals = signals_of(critic, torch.tensor([[-1.0, 1.0]]), memory)
+    weights = weigh_chunk(critic, signals, None, slice(0, 1)).flatten()
+    low = 2 / (1 + math.exp(2))
+    torch.testing.assert_close(weights, torch.tensor([low, 2 - low]))
+    mu, sigma = read_moments(memory)
+    assert mu.item() == pytest.approx(0, abs=1e-7)
+    assert sigma.item() == pytest.approx(1)
+
+
+def test_moments_run_over_micro_batches_with_the_decay() -> None:
+    """Means 2 then 4, decay 0.5: (0.25 * 2 + 0.5 * 4) / 0.75; squares 4 then 20 likewise."""
+    critic = Critic(decay=0.5)
+    memory = critic.start_memory()
+    critic.weights(signals_of(critic, torch.tensor([[2.0, 2.0]]), memory))
+    critic.weights(signals_of(critic, torch.tensor([[2.0, 6.0]]), memory))
+    mu, sigma = read_moments(memory)
+    mean, square = 2.5 / 0.75, (0.25 * 4 + 0.5 * 20) / 0.75
+    assert mu.item() == pytest.approx(mean)
+    assert sigma.item() == pytest.approx(math.sqrt(square - mean**2))
+
+
+def test_sums_of_parts_give_the_moments_of_the_whole() -> None:
+    """What ranks will add up: sum, sum of squares and count, over valid targets alone."""
+    advantages = torch.tensor([[[1.0], [3.0]], [[5.0], [99.0]]])
+    valid = torch.tensor([[[True], [True]], [[True], [False]]])
+    parts = [moment_sums(advantages[b : b + 1], valid[b : b + 1]) for b in range(2)]
+    totals = [sum(column) for column in zip(*parts, strict=True)]
+    assert [float(total) for total in totals] == [9.0, 35.0, 3.0]
+    memory = Critic().start_memory()
+    update_moments(memory, *(torch.as_tensor(total) for total in totals), decay=0.99)
+    mu, sigma = read_moments(memory)
+    assert mu.item() == pytest.approx(3.0, rel=1e-5)
+    assert sigma.item() == pytest.approx(math.sqrt(35 / 3 - 9), rel=1e-5)
+
+
+def test_equal_advantages_weigh_the_same_and_sigma_has_a_floor() -> None:
+    critic = Critic()
+    memory = critic.start_memory()
+    weights = critic.weights(signals_of(critic, torch.full((2, 5), 0.7), memory))
+    torch.testing.assert_close(weights, torch.ones(2, 5, 1), atol=1e-2, rtol=0)  # rounding / floor
+    _, sigma = read_moments(memory)
+    assert sigma.item() >= 0.99 * SMALLEST_SIGMA
+
+
+def test_before_any_target_was_seen_moments_are_zero_and_the_floor() -> None:
+    mu, sigma = read_moments(Critic().start_memory())
+    assert mu.item() == 0
+    assert sigma.item() == pytest.approx(SMALLEST_SIGMA)
+
+
+def test_advantages_beyond_the_clip_count_as_the_clip() -> None:
+    advantages = torch.tensor([[[-100.0], [0.0], [2.0], [100.0]]])
+    valid = torch.ones_like(advantages, dtype=torch.bool)
+    weights = advantage_weights(advantages, valid, 0.0, 1.0, clip=2.0, beta=1.0).flatten()
+    raw = torch.tensor([math.exp(-2), 1.0, math.exp(2), math.exp(2)])
+    torch.testing.assert_close(weights, 4 * raw / raw.sum())
+
+
+def test_a_smaller_beta_is_sharper_and_stays_finite() -> None:
+    advantages = torch.tensor([[[-1.0], [0.0], [1.0]]])
+    valid = torch.ones_like(advantages, dtype=torch.bool)
+
+    def weights(beta: float) -> Tensor:
+        return advantage_weights(advantages, valid, 0.0, 1.0, clip=3.0, beta=beta).flatten()
+
+    assert weights(0.5).max() > weights(1.0).max() > weights(2.0).max()
+    torch.testing.assert_close(weights(1e-3), torch.tensor([0.0, 0.0, 3.0]))
+
+
+def test_a_row_without_reward_and_with_a_silent_head_is_plain() -> None:
+    """Values 0 and no reward: no surprise anywhere, so every target counts the same."""
+    critic = Critic()
+    signals = Signals(
+        torch.ones(1, 4, 2, dtype=torch.bool),
+        values=torch.zeros(1, 4),
+        rewards=torch.full((1, 4, 2), torch.nan),
+        last=torch.zeros(1, 4, 2, dtype=torch.bool),
+        memory=critic.start_memory(),
+    )
+    torch.testing.assert_close(critic.weights(signals), torch.ones(1, 4, 2))
+
+
+def test_the_same_token_weighs_the_same_for_every_head() -> None:
+    critic = Critic()
+    signals = Signals(
+        torch.ones(1, 5, 3, dtype=torch.bool),
+        values=torch.randn(1, 5, generator=torch.Generator().manual_seed(0)),
+        rewards=torch.zeros(1, 5, 3),
+        last=torch.zeros(1, 5, 3, dtype=torch.bool),
+        memory=critic.start_memory(),
+    )
+    weights = critic.weights(signals)[0]
+    assert len(set(weights[:, 0].tolist())) == 5
+    torch.testing.assert_close(weights[1:, 0], weights[:-1, 1], atol=0, rtol=0)
+    torch.testing.assert_close(weights[1:, 1], weights[:-1, 2], atol=0, rtol=0)
+
+
+def test_the_kind_of_value_follows_from_the_loss() -> None:
+    assert Critic(value_loss="bce").value_output == "sigmoid"
+    assert Critic(value_loss="mse").value_output == "linear"
+    assert Critic(value_loss="pairwise").value_output == "linear"
+
+
+@pytest.mark.parametrize("value_loss", ["bce", "pairwise"])
+def test_a_value_of_the_end_refuses_a_reward_in_parts(value_loss: str) -> None:
+    with pytest.raises(ValidationError, match="use spread terminal, or value_loss mse"):
+        Critic(value_loss=value_loss, spread="uniform")  # type: ignore[arg-type]
