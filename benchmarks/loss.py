@@ -21,7 +21,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -41,14 +41,23 @@ SKIPPED = 0.3
 
 @dataclass
 class Problem:
-    """One micro-batch: H hidden states, the matrix they share, targets and a reference."""
+    """One micro-batch: H hidden states, their matrices, targets and a reference."""
 
     hidden_HBSD: list[Tensor]
-    W_VD: Tensor
+    matrices: list[Tensor]  # one that all share, or one for each head
     targets_BSH: Tensor
     valid_BSH: Tensor
     reference_ce_BSH: Tensor
     weights_BSH: Tensor  # what schemes with weights known beforehand are given
+
+    @property
+    def W_VD(self) -> Tensor:
+        """The matrix of head 0."""
+        return self.matrices[0]
+
+    def matrix(self, head: int) -> Tensor:
+        """The matrix of a head."""
+        return self.matrices[head % len(self.matrices)]
 
     @property
     def rows(self) -> int:
@@ -57,23 +66,34 @@ class Problem:
 
     @property
     def gradient_bytes(self) -> int:
-        """The unembedding's gradient in float32, the hidden states' in their own dtype."""
+        """The unembeddings' gradients in float32, the hidden states' in their own dtype."""
         hidden = self.hidden_HBSD[0]
-        return self.W_VD.numel() * 4 + self.rows * hidden.shape[-1] * hidden.element_size()
+        return (
+            len(self.matrices) * self.W_VD.numel() * 4
+            + self.rows * hidden.shape[-1] * hidden.element_size()
+        )
 
 
-def make_problem(rows: int, dim: int, vocab: int, heads: int, dtype: torch.dtype) -> Problem:
-    """As many targets as asked, in rows of the batch whose logits fit the workspace."""
+def make_problem(
+    rows: int, dim: int, vocab: int, heads: int, dtype: torch.dtype, *, own: bool = False
+) -> Problem:
+    """As many targets as asked, in rows of the batch whose logits fit the workspace.
+
+    ``own`` gives each head a matrix of its own.
+    """
     positions = max(1, rows // heads)
     B = -(-positions * heads * vocab * 4 // WORKSPACE_BYTES)
     S = positions // B
     torch.manual_seed(0)
     hidden = [torch.randn(B, S, dim).to(dtype).requires_grad_() for _ in range(heads)]
-    W_VD = (torch.randn(vocab, dim) * 2 / dim**0.5).to(dtype).requires_grad_()
+    matrices = [
+        (torch.randn(vocab, dim) * 2 / dim**0.5).to(dtype).requires_grad_()
+        for _ in range(heads if own else 1)
+    ]
     shape = (B, S, heads)
     targets_BSH, reference_BSH = torch.randint(0, vocab, shape), torch.rand(shape) * 12
     valid_BSH = torch.ones(shape, dtype=torch.bool)
-    return Problem(hidden, W_VD, targets_BSH, valid_BSH, reference_BSH, torch.ones(shape))
+    return Problem(hidden, matrices, targets_BSH, valid_BSH, reference_BSH, torch.ones(shape))
 
 
 def with_zeros(problem: Problem) -> Tensor:
@@ -88,22 +108,31 @@ def with_zeros(problem: Problem) -> Tensor:
 
 
 def bare_products(problem: Problem) -> None:
-    """The three products that no scheme can do without, a chunk at a time, in float32."""
-    W_VD = problem.W_VD.detach().float()
-    x_RD = torch.stack(problem.hidden_HBSD, 2).detach().float().view(problem.rows, -1)
-    chunk_rows = min(CHUNK_ROWS, problem.rows)
-    z_RV = torch.empty(chunk_rows, len(W_VD))
-    gradient_RD, gradient_VD = torch.empty_like(x_RD), torch.zeros_like(W_VD)
-    for x, dx in zip(x_RD.split(chunk_rows), gradient_RD.split(chunk_rows), strict=True):
-        z = z_RV[: len(x)]
-        torch.mm(x, W_VD.t(), out=z)
-        torch.mm(z, W_VD, out=dx)
-        gradient_VD.addmm_(z.t(), x)
+    """The three products that no scheme can do without, a chunk at a time, in float32.
+
+    With a matrix for each head: of the rows of one head after the other.
+    """
+    x_HND = torch.stack([x.detach().float().flatten(0, 1) for x in problem.hidden_HBSD])
+    if len(problem.matrices) == 1:
+        x_HND = x_HND.transpose(0, 1).reshape(1, problem.rows, -1)
+    chunk_rows = min(CHUNK_ROWS, x_HND.shape[1])
+    z_RV = torch.empty(chunk_rows, len(problem.W_VD))
+    gradient_HND = torch.empty_like(x_HND)
+    for matrix, x_ND, gradient_ND in zip(problem.matrices, x_HND, gradient_HND, strict=True):
+        W_VD = matrix.detach().float()
+        gradient_VD = torch.zeros_like(W_VD)
+        for x, dx in zip(x_ND.split(chunk_rows), gradient_ND.split(chunk_rows), strict=True):
+            z = z_RV[: len(x)]
+            torch.mm(x, W_VD.t(), out=z)
+            torch.mm(z, W_VD, out=dx)
+            gradient_VD.addmm_(z.t(), x)
 
 
 def stacked_logits(problem: Problem) -> None:
     """``[B, S, H, V]`` and one call of cross_entropy: what most code does."""
-    logits_BSHV = torch.stack([F.linear(x, problem.W_VD) for x in problem.hidden_HBSD], 2)
+    logits_BSHV = torch.stack(
+        [F.linear(x, problem.matrix(h)) for h, x in enumerate(problem.hidden_HBSD)], 2
+    )
     ce_R = F.cross_entropy(
         logits_BSHV.flatten(0, 2), problem.targets_BSH.view(-1), reduction="none"
     )
@@ -113,7 +142,7 @@ def stacked_logits(problem: Problem) -> None:
 def head_by_head(problem: Problem) -> None:
     """Forward and backward of one head at a time (Gloeckle et al. 2024)."""
     for h, x_BSD in enumerate(problem.hidden_HBSD):
-        logits_NV = F.linear(x_BSD, problem.W_VD).flatten(0, 1)
+        logits_NV = F.linear(x_BSD, problem.matrix(h)).flatten(0, 1)
         targets_N = problem.targets_BSH[:, :, h].flatten()
         ce_N = F.cross_entropy(logits_NV, targets_N, reduction="none")
         ((ce_N * problem.weights_BSH[:, :, h].flatten()).sum() / problem.rows).backward()
@@ -161,26 +190,27 @@ def learn(
     problem: Problem, weigh: Weigh, scope: Scope, workspace: Workspace, *, frozen: bool = False
 ) -> None:
     """One call and its backward; ``frozen`` leaves the unembedding without a gradient."""
-    gradient_VD = None if frozen else torch.zeros(problem.W_VD.shape)
+    gradients = [None if frozen else torch.zeros(matrix.shape) for matrix in problem.matrices]
     fused_mtp_loss(
         problem.hidden_HBSD,
-        [problem.W_VD],
+        problem.matrices,
         problem.targets_BSH,
         problem.valid_BSH,
         weigh,
         scope,
         valid_count=problem.rows,
-        unembedding_gradients=[gradient_VD],
+        unembedding_gradients=gradients,
         workspace=workspace,
     ).loss.backward()
-    if gradient_VD is not None:
-        problem.W_VD.grad = gradient_VD.to(problem.W_VD.dtype)
+    for matrix, gradient_VD in zip(problem.matrices, gradients, strict=True):
+        if gradient_VD is not None:
+            matrix.grad = gradient_VD.to(matrix.dtype)
 
 
 def measure_only(problem: Problem) -> None:
     workspace = workspace_of(WORKSPACE_BYTES)
     measure_ce(
-        problem.hidden_HBSD, [problem.W_VD], problem.targets_BSH, problem.valid_BSH, workspace
+        problem.hidden_HBSD, problem.matrices, problem.targets_BSH, problem.valid_BSH, workspace
     )
 
 
@@ -263,6 +293,12 @@ OURS = {
     "only measured": Scheme(measure_only, checked=False),
 }
 SCHEMES = OTHERS | OURS
+OWN_SCHEMES = {
+    name: SCHEMES[name]
+    for name in ("stacked 4D logits", "head by head", KNOWN, ZEROS, TOKEN, SEQUENCE, SKIP)
+}
+"""What is measured where each head has a matrix of its own."""
+
 MANY_ROWS = [
     "stacked 4D logits",
     "chunks with backward",
@@ -276,13 +312,13 @@ MANY_ROWS = [
 
 
 def forget_gradients(problem: Problem) -> None:
-    for tensor in [*problem.hidden_HBSD, problem.W_VD]:
+    for tensor in [*problem.hidden_HBSD, *problem.matrices]:
         tensor.grad = None
 
 
-def measure_seconds(problem: Problem, rounds: int) -> dict[str, float]:
+def measure_seconds(problem: Problem, schemes: dict[str, Scheme], rounds: int) -> dict[str, float]:
     """Least CPU seconds of each scheme, the bare products among them."""
-    runs = {BARE: bare_products} | {name: scheme.run for name, scheme in SCHEMES.items()}
+    runs = {BARE: bare_products} | {name: scheme.run for name, scheme in schemes.items()}
     least = dict.fromkeys(runs, float("inf"))
     for round_number in range(rounds):
         say(f"time, round {round_number + 1} of {rounds}")
@@ -325,22 +361,25 @@ def send_growth(scheme: Scheme, problem: Problem, sender: Connection) -> None:
     that it will run.
     """
     H, D = len(problem.hidden_HBSD), problem.W_VD.shape[1]
-    scheme.run(make_problem(8 * H, D, vocab=64, heads=H, dtype=problem.W_VD.dtype))
+    own = len(problem.matrices) > 1
+    scheme.run(make_problem(8 * H, D, vocab=64, heads=H, dtype=problem.W_VD.dtype, own=own))
     workspace_of.cache_clear()
     before = psutil.Process().memory_info().rss
     scheme.run(problem)
     sender.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before)
 
 
-def measure_errors(dtype: torch.dtype) -> dict[str, float]:
+def measure_errors(
+    dtype: torch.dtype, schemes: dict[str, Scheme], *, own: bool
+) -> dict[str, float]:
     """Norm of the difference over the norm, of all gradients together, against float64."""
-    problem = make_problem(rows=512, dim=256, vocab=8192, heads=4, dtype=dtype)
+    problem = make_problem(rows=512, dim=256, vocab=8192, heads=4, dtype=dtype, own=own)
     errors = {}
-    for name, scheme in SCHEMES.items():
+    for name, scheme in schemes.items():
         if scheme.checked:
             forget_gradients(problem)
             scheme.run(problem)
-            found = gradients_of([*problem.hidden_HBSD, problem.W_VD])
+            found = gradients_of([*problem.hidden_HBSD, *problem.matrices])
             wanted = float64_gradients(problem, scheme)
             errors[name] = float((found - wanted).norm() / wanted.norm())
     return errors
@@ -349,12 +388,14 @@ def measure_errors(dtype: torch.dtype) -> dict[str, float]:
 def float64_gradients(problem: Problem, scheme: Scheme) -> Tensor:
     """Plain autograd with the weights that the scheme stands for."""
     hidden = [x.detach().double().requires_grad_() for x in problem.hidden_HBSD]
-    W_VD = problem.W_VD.detach().double().requires_grad_(not scheme.frozen)
-    logits_BSHV = torch.stack(hidden, 2) @ W_VD.t()
+    matrices = [W.detach().double().requires_grad_(not scheme.frozen) for W in problem.matrices]
+    logits_BSHV = torch.stack(
+        [x @ matrices[h % len(matrices)].t() for h, x in enumerate(hidden)], 2
+    )
     ce_BSH = F.cross_entropy(logits_BSHV.movedim(-1, 1), problem.targets_BSH, reduction="none")
     weights_BSH = scheme.weights(problem, ce_BSH.detach())
     ((ce_BSH * weights_BSH).sum() / problem.rows).backward()
-    return gradients_of([*hidden, W_VD])
+    return gradients_of([*hidden, *matrices])
 
 
 def gradients_of(leaves: list[Tensor]) -> Tensor:
@@ -370,11 +411,11 @@ class Figures:
 
     seconds: dict[str, float]
     growth: dict[str, int]
-    growth_many: dict[str, int]
     errors: dict[str, float]
     gradient_bytes: int
-    gradient_bytes_many: int
-    rows_many: int
+    growth_many: dict[str, int] = field(default_factory=dict)
+    gradient_bytes_many: int = 0
+    rows_many: int = 0
 
     def time_over_bare(self, name: str) -> float:
         """What the scheme's time is to that of the products alone."""
@@ -387,7 +428,7 @@ def table(figures: Figures) -> list[str]:
         columns.append(f"the same, {figures.rows_many} rows")
     columns.append("gradient error")
     lines = [as_row(columns), "|---" * len(columns) + "|"]
-    for name in SCHEMES:
+    for name in (name for name in SCHEMES if name in figures.seconds):
         cells = [f"**{name}**" if name in OURS else name, f"{figures.time_over_bare(name):.2f}"]
         cells.append(ratio(figures.growth.get(name), figures.gradient_bytes))
         if figures.growth_many:
@@ -484,11 +525,18 @@ def main() -> None:
     figures = Figures(
         growth=measure_bytes(problem, SCHEMES),  # first, while the allocator holds nothing free
         growth_many=measure_bytes(many, MANY_ROWS if arguments.memory_rows else []),
-        errors=measure_errors(dtype),
-        seconds=measure_seconds(problem, arguments.rounds),
+        errors=measure_errors(dtype, SCHEMES, own=False),
+        seconds=measure_seconds(problem, SCHEMES, arguments.rounds),
         gradient_bytes=problem.gradient_bytes,
         gradient_bytes_many=many.gradient_bytes,
         rows_many=many.rows,
+    )
+    own_problem = make_problem(arguments.rows, dtype=dtype, own=True, **sizes)
+    own_figures = Figures(
+        growth=measure_bytes(own_problem, OWN_SCHEMES),
+        errors=measure_errors(dtype, OWN_SCHEMES, own=True),
+        seconds=measure_seconds(own_problem, OWN_SCHEMES, arguments.rounds),
+        gradient_bytes=own_problem.gradient_bytes,
     )
     report = [
         f"{datetime.date.today()}, {describe_machine(arguments.threads)}, "
@@ -499,6 +547,11 @@ def main() -> None:
         *table(figures),
         "",
         *goals(figures, dtype),
+        "",
+        f"The same with a matrix for each head, {arguments.rows // arguments.heads} rows for each; "
+        f"the bare products took {own_figures.seconds[BARE]:.2f} s.",
+        "",
+        *table(own_figures),
     ]
     if arguments.rows < 2048 or arguments.dim < 768:
         report += ["", "The goals are written for at least 2048 rows and a width of 768."]

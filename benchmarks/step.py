@@ -56,7 +56,7 @@ def measure(options: argparse.Namespace, horizon: int, extra_layers: int) -> dic
 
     from wmtp.loss import Workspace, fused_mtp_loss
     from wmtp.model.heads import HeadsShape
-    from wmtp.model.llama import LlamaShape
+    from wmtp.model.llama_shape import LlamaShape
     from wmtp.model.multi_token import build_model
     from wmtp.optim import build_optimizers
     from wmtp.runtime.device import choose_device

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +14,7 @@ from wmtp.errors import ConfigError, WmtpError
 
 if TYPE_CHECKING:
     from wmtp.config import Settings
+    from wmtp.data.documents import BadLines
     from wmtp.data.sources import Source
 
 NEWEST = "newest"
@@ -40,12 +42,18 @@ Overrides = Annotated[
 Verbose = Annotated[bool, typer.Option("--verbose", help="Show tracebacks.")]
 Texts = Annotated[
     list[str],
-    typer.Option("--source", help="File, folder or python-stdlib; may be given several times."),
+    typer.Option(
+        "--source",
+        help="File, folder, python-stdlib, or ORG/NAME of the Hugging Face hub; may be repeated.",
+    ),
 ]
 Split = Annotated[
     str, typer.Option(help="all, train or validation; for MBPP also test and prompt.")
 ]
-Format = Annotated[str, typer.Option(help="auto, mbpp, jsonl, text or tree.")]
+Format = Annotated[
+    str,
+    typer.Option("--format", help="auto, mbpp, humaneval, contest, jsonl, text or tree."),
+]
 ModelDirectory = Annotated[
     Path, typer.Option("--model", help="Hugging Face directory, such as runs/NAME/final.")
 ]
@@ -225,7 +233,7 @@ def evaluate(
         "perplexity,heads"
     ),
     split: Split = "all",
-    data_format: Annotated[str, typer.Option("--format", help="As in data prepare.")] = "auto",
+    data_format: Format = "auto",
     out: Annotated[Path | None, typer.Option(help="Folder for evaluation.json.")] = None,
     max_length: Annotated[int, typer.Option(min=2, help="Tokens per row or window.")] = 1024,
     max_tokens: Annotated[
@@ -256,6 +264,7 @@ def evaluate(
             batch_size=batch_size,
             max_tokens=max_tokens,
             cache=Path(cache),
+            report=_note,
         )
     print(json.dumps(result, indent=1, ensure_ascii=False))
     if out is not None:
@@ -356,14 +365,24 @@ def prepare(
     tokenizer: TokenizerPath,
     out: Annotated[Path, typer.Option(help="Folder of shards to make.")],
     split: Split = "all",
-    data_format: Annotated[str, typer.Option("--format")] = "auto",
+    data_format: Format = "auto",
+    solutions: Annotated[
+        str, typer.Option(help="Of contests: correct programs, or all of them with a reward.")
+    ] = "correct",
     verbose: Verbose = False,
 ) -> None:
     """Tokenize text into shards that train, evaluate and score can read."""
     from wmtp.data.prepare import prepare as run_prepare
     from wmtp.data.tokenizer import TextTokenizer
 
-    report = run_prepare(_sources(source, split, data_format), TextTokenizer.load(tokenizer), out)
+    sources = _sources(source, split, data_format, solutions)
+    tell = _now_and_then()
+    report = run_prepare(
+        sources,
+        TextTokenizer.load(tokenizer),
+        out,
+        lambda documents, tokens: tell(f"{documents:,} documents, {tokens:,} tokens so far"),
+    )
     for line in report.lines():
         print(line)
 
@@ -405,16 +424,18 @@ def train_tokenizer(
     out: Annotated[Path, typer.Option(help="Folder for tokenizer.json.")],
     vocab_size: Annotated[int, typer.Option(min=257)] = 32000,
     split: Split = "all",
-    data_format: Annotated[str, typer.Option("--format")] = "auto",
+    data_format: Format = "auto",
     verbose: Verbose = False,
 ) -> None:
     """Train a lossless byte-level BPE tokenizer on text."""
-    from wmtp.data.sources import read_texts
+    from wmtp.data.documents import BadLines
     from wmtp.data.tokenizer_training import train_tokenizer as run_training
     from wmtp.runtime.durable import storage_errors
 
-    sources = _sources(source, split, data_format)
-    trained = run_training((t for one in sources for t in read_texts(one)), vocab_size)
+    bad = BadLines()
+    trained = run_training(_texts(_sources(source, split, data_format), bad), vocab_size)
+    for line in bad.report():
+        _note(line)
     with storage_errors(f"{out} could not be written"):
         trained.save(out)
     print(f"{out}: {trained.vocab_size} tokens")
@@ -425,26 +446,64 @@ def describe_tokenizers(
     tokenizer: Annotated[list[str], typer.Option(help="May be given several times.")],
     source: Texts,
     split: Split = "all",
-    data_format: Annotated[str, typer.Option("--format")] = "auto",
+    data_format: Format = "auto",
     verbose: Verbose = False,
 ) -> None:
     """Measure tokenizers on text: bytes per token, and whether every document survives."""
-    from wmtp.data.sources import read_texts
+    from wmtp.data.documents import BadLines
     from wmtp.data.tokenizer import TextTokenizer
     from wmtp.data.tokenizer_training import describe_tokenizer
 
     sources = _sources(source, split, data_format)
-    for path in tokenizer:
-        texts = (text for one in sources for text in read_texts(one))
+    for number, path in enumerate(tokenizer):
+        bad = BadLines()
         print(path)
-        for line in describe_tokenizer(TextTokenizer.load(path), texts).lines():
+        for line in describe_tokenizer(TextTokenizer.load(path), _texts(sources, bad)).lines():
             print(f"  {line}")
+        for line in bad.report() if number == 0 else ():  # the same for each
+            _note(line)
 
 
-def _sources(paths: list[str], split: str, data_format: str) -> "tuple[Source, ...]":
+def _sources(
+    paths: list[str], split: str, data_format: str, solutions: str = "correct"
+) -> "tuple[Source, ...]":
     from wmtp.data.sources import make_source
 
-    return tuple(make_source(path, split, data_format) for path in paths)
+    return tuple(make_source(path, split, data_format, solutions) for path in paths)
+
+
+def _texts(sources: "tuple[Source, ...]", bad: "BadLines") -> Iterator[str]:
+    """The texts of sources; while they are read the user sees how far it has come."""
+    from wmtp.data.sources import read_texts
+
+    tell, count, characters = _now_and_then(), 0, 0
+    for source in sources:
+        for text in read_texts(source, bad):
+            count += 1
+            characters += len(text)
+            tell(f"{count:,} texts, {characters:,} characters so far")
+            yield text
+
+
+def _note(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def _now_and_then(seconds: float = 10.0) -> Callable[[str], None]:
+    """Shows only what it is told some seconds after the last time: reading has no known end."""
+    import time
+
+    from wmtp.runtime.console import Console
+
+    console, shown_at = Console(), time.monotonic()
+
+    def tell(text: str) -> None:
+        nonlocal shown_at
+        if time.monotonic() - shown_at >= seconds:
+            shown_at = time.monotonic()
+            console.line(text)
+
+    return tell
 
 
 def _check_model_directory(model: Path) -> None:

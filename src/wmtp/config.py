@@ -206,7 +206,7 @@ class SourceSpec(Section):
 
     path: str = Field(
         min_length=1,
-        description="file, folder, shards, a NAME of paths.datasets, or ORG/NAME of the hub",
+        description="file, folder, shards, NAME of paths.datasets, or ORG/NAME of the hub",
     )
     split: Literal["all", "train", "validation", "test", "prompt"] = "all"
     format: Literal["auto", "mbpp", "humaneval", "contest", "jsonl", "text", "tree"] = "auto"

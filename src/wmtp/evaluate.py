@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 from wmtp import __version__
 from wmtp.data.batches import evaluation_batches
-from wmtp.data.prepare import prepare_cached
+from wmtp.data.documents import BadLines
+from wmtp.data.prepare import Report, prepare_cached
 from wmtp.data.rows import Rows
 from wmtp.data.shards import is_shards
 from wmtp.data.sources import Source, read_texts
@@ -36,6 +37,7 @@ def evaluate(
     batch_size: int,
     max_tokens: int | None,
     cache: Path,
+    report: Report | None = None,
 ) -> dict[str, Any]:
     """Run suites on a model directory.
 
@@ -48,6 +50,7 @@ def evaluate(
         batch_size: rows at a time in ``heads``.
         max_tokens: in ``perplexity``, read no more than this many tokens of each document.
         cache: where tokenized text may be kept.
+        report: takes lines about what was left out of the data.
 
     Returns:
         Model, data and figures, ready for JSON.
@@ -75,11 +78,19 @@ def evaluate(
     }
     if "perplexity" in suites:
         result["perplexity"] = _perplexity(
-            model, tokenizer, sources, device, workspace, length, max_tokens
+            model, tokenizer, sources, device, workspace, length, max_tokens, report
         )
     if "heads" in suites:
         result["heads"] = _heads(
-            model, tokenizer, sources, device, workspace, length, batch_size, cache
+            model,
+            tokenizer,
+            sources,
+            device,
+            workspace,
+            length,
+            batch_size,
+            cache,
+            None if "perplexity" in suites else report,  # which has told it
         )
     return result
 
@@ -128,10 +139,16 @@ def _perplexity(
     workspace: Workspace,
     window: int,
     max_tokens: int | None,
+    report: Report | None,
 ) -> dict[str, Any]:
+    bad = BadLines()
+    texts = _texts(sources, bad)
     figures = measure_text(
-        model, tokenizer, _texts(sources), device, workspace, window=window, max_tokens=max_tokens
+        model, tokenizer, texts, device, workspace, window=window, max_tokens=max_tokens
     )
+    if report:
+        for line in bad.report():
+            report(line)
     if figures is None:
         raise DataError("the data has no text to predict: give longer documents.")
     return {
@@ -141,14 +158,14 @@ def _perplexity(
     }
 
 
-def _texts(sources: tuple[Source, ...]) -> Iterator[str]:
+def _texts(sources: tuple[Source, ...], bad: BadLines) -> Iterator[str]:
     for source in sources:
         if is_shards(Path(source.path)):
             raise DataError(
                 f"data source '{source.path}' is a folder of shards, which keeps no text: measure "
                 "it with --suite heads, or give the text itself."
             )
-        yield from read_texts(source)
+        yield from read_texts(source, bad)
 
 
 def _heads(
@@ -160,8 +177,9 @@ def _heads(
     length: int,
     batch_size: int,
     cache: Path,
+    report: Report | None,
 ) -> dict[str, Any]:
-    shards = prepare_cached(sources, tokenizer, cache)
+    shards = prepare_cached(sources, tokenizer, cache, report)
     rows = Rows(shards, length)
     scale = model.heads_shape.head_scale or (1.0,) * model.horizon
     batches = evaluation_batches(rows, batch_size=batch_size, horizon=model.horizon)

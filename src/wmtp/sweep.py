@@ -224,7 +224,7 @@ class Sweep:
         H = self.shape_BSH[2]
         valid_NH = self.valid_R.view(-1, H)
         positions_N = self.where_free(self.rows_R[: len(valid_NH)], valid_NH.any(1))
-        for part in _chunks(positions_N, max(1, self.chunk_rows // H)):
+        for part in _chunks(positions_N, self.chunk_positions):
             rows = self.rows_R.view(-1, H)[part].view(-1)
             held = self.hold(self.where_free(rows, self.valid_R), self.scratch(len(rows)))
             self.set_weights(rows, weigh(self.ce_R[rows].view(1, -1, H), part))
@@ -352,6 +352,15 @@ class Sweep:
     def chunk_rows(self) -> int:
         """Rows handled by one matrix product."""
         return self.workspace.rows_per_chunk(self.vocabulary, self.itemsize)
+
+    @property
+    def chunk_positions(self) -> int:
+        """Positions whose heads' logits are held together: as many rows of each matrix as pay."""
+        H = self.shape_BSH[2]
+        if len(self.unembeddings) == 1:
+            return max(1, self.chunk_rows // H)
+        fit = self.workspace.rows_that_fit(self.vocabulary, self.itemsize)
+        return max(1, min(self.workspace.chunk_rows, fit // H))
 
     @property
     def wanted_R(self) -> Tensor:

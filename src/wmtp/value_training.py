@@ -6,7 +6,7 @@ early stopping; its result is ``stage1/final``, which other runs may name as
 """
 
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
-from wmtp.data.batches import Batch, gather_rows
+from wmtp.data.batches import gather_rows
 from wmtp.data.order import rows_at
 from wmtp.data.pairs import group_auc
 from wmtp.data.reference import fingerprint_model
 from wmtp.data.rows import Rows
 from wmtp.errors import CheckpointError
+from wmtp.frozen_states import FrozenStates
 from wmtp.job import Job
 from wmtp.model.value_head import (
     ValueHead,
@@ -50,7 +52,7 @@ from wmtp.runtime.run_folder import RunFolder
 from wmtp.runtime.stopping import StopRequest
 from wmtp.runtime.training_state import load_state, save_state
 from wmtp.weighting import Critic, Signals, find_critic
-from wmtp.weighting.value_loss import end_positions, last_values, pairwise_loss
+from wmtp.weighting.value_loss import bce_loss, pairwise_loss
 
 VALUE_LR = 1e-3
 """For two small matrices on a frozen trunk; ``optim.value_lr`` replaces it."""
@@ -158,6 +160,7 @@ def train_value_head(
         load_stage(checkpoint, head, optimizers, progress, best)
         cut_back(folder.metrics_file, progress.step)
     job.model.eval()
+    of_learned, of_held_out = (FrozenStates(job, rows) for rows in (data.learned, data.held_out))
 
     def save() -> None:
         write_checkpoint(
@@ -174,7 +177,7 @@ def train_value_head(
     ):
 
         def look() -> None:
-            figures = measure_value_head(job, critic, head, data)
+            figures = measure_value_head(critic, head, data, of_held_out)
             metrics.write({"step": progress.step, **figures})
             bar.report(progress.step, figures)
             figure = figures.get("value/auc", -figures["value/held_out_loss"])
@@ -185,7 +188,7 @@ def train_value_head(
         if progress.step == 0:
             look()
         while progress.step < stage.max_steps and not progress.stopped_early:
-            total, count = batch_loss(job, critic, head, data, progress.step)
+            total, count = batch_loss(job, critic, head, data, of_learned, progress.step)
             loss = total / count.clamp(min=1)
             loss.backward()  # type: ignore[no-untyped-call]
             norm = clip_gradients(parameters, optim.grad_clip)
@@ -211,69 +214,58 @@ def train_value_head(
         console.line(f"stopped in stage 1 after step {progress.step}; go on with --resume")
         return stop.exit_code
     head.load_state_dict(best)
-    facts = facts_of(job, critic, progress, measure_value_head(job, critic, head, data))
+    figures = measure_value_head(critic, head, data, of_held_out)
+    facts = facts_of(job, critic, progress, figures)
     write_folder(folder.final, progress.step, lambda path: save_value_head(head, path, facts))
     return stop.exit_code if stop.requested else None
 
 
 def batch_loss(
-    job: Job, critic: Critic, head: ValueHead, data: ValueData, step: int
+    job: Job, critic: Critic, head: ValueHead, data: ValueData, states: FrozenStates, step: int
 ) -> tuple[Tensor, Tensor]:
     """Sum and count of the value loss of one step; a pure function of step and seed."""
     seed, size = job.settings.config.devices.seed, critic.stage1.batch_size
     if data.pairs is None:
         chosen = rows_at(len(data.learned), seed, step * size, size)
-        scores_BS, signals = read(job, head, data.learned, chosen)
-        return critic.value_head_loss(scores_BS, signals)
+        return critic.value_head_loss(*read(head, data.learned, states, chosen))
     good_P, bad_P = data.pairs.pair_at(seed, step * size, size)
-    ends_B, whole_B = last_scores(job, head, data.learned, np.concatenate((good_P, bad_P)))
+    ends_B, whole_B = last_scores(head, states, np.concatenate((good_P, bad_P)))
     return pairwise_loss(ends_B[:size], ends_B[size:], whole_B[:size] & whole_B[size:])
 
 
 def read(
-    job: Job, head: ValueHead, rows: Rows, rows_B: NDArray[np.int64]
+    head: ValueHead, rows: Rows, states: FrozenStates, rows_B: NDArray[np.int64]
 ) -> tuple[Tensor, Signals]:
     """Scores of every position of some documents, with their gradient in the head alone."""
-    batch = trimmed(gather_rows(rows, rows_B, horizon=1), rows, rows_B)
-    batch = batch.to(job.device.torch_device)
-    with torch.no_grad(), job.device.autocast():
-        hidden_BSD = job.model.next_token_hidden(batch.tokens_BS)
+    batch = gather_rows(rows, rows_B, horizon=1)
+    assert batch.rewards_BSH is not None
+    assert batch.last_BSH is not None
+    hidden_BSD = pad_sequence([states.all(int(row)) for row in rows_B], batch_first=True)
+    longest, device = hidden_BSD.shape[1], hidden_BSD.device
     scores_BS = head.scores(hidden_BSD)
     signals = Signals(
-        batch.valid_BSH,
+        batch.valid_BSH[:, :longest].to(device),
         values=head.values(scores_BS.detach()),
-        rewards=batch.rewards_BSH,
-        last=batch.last_BSH,
+        rewards=batch.rewards_BSH[:, :longest].to(device),
+        last=batch.last_BSH[:, :longest].to(device),
     )
     return scores_BS, signals
 
 
-def trimmed(batch: Batch, rows: Rows, rows_B: NDArray[np.int64]) -> Batch:
-    """Leave out the positions after the longest document of the batch."""
-    longest = int((rows.stops(rows_B) - rows.starts(rows_B)).max())
-    assert batch.rewards_BSH is not None
-    assert batch.last_BSH is not None
-    return replace(
-        batch,
-        tokens_BS=batch.tokens_BS[:, :longest],
-        targets_BSH=batch.targets_BSH[:, :longest],
-        valid_BSH=batch.valid_BSH[:, :longest],
-        rewards_BSH=batch.rewards_BSH[:, :longest],
-        last_BSH=batch.last_BSH[:, :longest],
-    )
-
-
 def last_scores(
-    job: Job, head: ValueHead, rows: Rows, rows_B: NDArray[np.int64]
+    head: ValueHead, states: FrozenStates, rows_B: NDArray[np.int64]
 ) -> tuple[Tensor, Tensor]:
     """The score before each document's last wanted token, and whether the row reaches it."""
-    scores_BS, signals = read(job, head, rows, rows_B)
-    return last_values(scores_BS, end_positions(signals))
+    ends = [states.end(int(row)) for row in rows_B]
+    whole = [end is not None for end in ends]
+    nothing_D = states.nothing_D
+    hidden_BD = torch.stack([nothing_D if end is None else end for end in ends])
+    return head.scores(hidden_BD[:, None])[:, 0], torch.tensor(whole, device=hidden_BD.device)
 
 
 @torch.no_grad()
 def measure_value_head(
-    job: Job, critic: Critic, head: ValueHead, data: ValueData
+    critic: Critic, head: ValueHead, data: ValueData, states: FrozenStates
 ) -> dict[str, float]:
     """Held-out loss, and how often a right document ends higher than a wrong one.
 
@@ -282,28 +274,30 @@ def measure_value_head(
         where there are no problems) if there are both kinds, and ``value/documents``.
     """
     rows, size = data.held_out, critic.stage1.batch_size
+    assert rows.rewards is not None
     count = min(len(rows), HELD_OUT_DOCUMENTS)
     chosen = np.arange(count) * len(rows) // count
-    ends, whole, sums = [], [], np.zeros(2)
-    for start in range(0, count, size):
-        rows_B = chosen[start : start + size]
-        scores_BS, signals = read(job, head, rows, rows_B)
-        end_B, whole_B = last_values(scores_BS, end_positions(signals))
-        ends.append(end_B.cpu().numpy())
-        whole.append(whole_B.cpu().numpy())
-        sums += [part.item() for part in critic.value_head_loss(scores_BS, signals)]
-    ends_N, whole_N = np.concatenate(ends), np.concatenate(whole)
-    assert rows.rewards is not None
     rewards_N = np.asarray(rows.rewards.values)[chosen]
-    groups = rows.shards.groups
-    groups_N = np.zeros(count, dtype=np.int32) if groups is None else np.asarray(groups)[chosen]
-    usable = whole_N & np.isfinite(rewards_N)
+    end_N, whole_N = last_scores(head, states, chosen)
+    usable = whole_N.cpu().numpy() & np.isfinite(rewards_N)
+    if data.pairs is None:
+        sums = torch.zeros(2, dtype=torch.float64)
+        for start in range(0, count, size):
+            scores_BS, signals = read(head, rows, states, chosen[start : start + size])
+            sums += torch.stack(critic.value_head_loss(scores_BS, signals)).double().cpu()
+    else:
+        right_N = torch.from_numpy(np.nan_to_num(rewards_N)).to(end_N.device)
+        counted_N = torch.from_numpy(usable).to(end_N.device)
+        sums = torch.stack(bce_loss(end_N, right_N, counted_N)).double().cpu()
     figures = {
-        "value/held_out_loss": float(sums[0] / max(1.0, sums[1])),
+        "value/held_out_loss": float(sums[0] / sums[1].clamp(min=1)),
         "value/documents": float(usable.sum()),
     }
+    groups = rows.shards.groups
+    groups_N = np.zeros(count, dtype=np.int32) if groups is None else np.asarray(groups)[chosen]
+    ends = end_N.cpu().numpy()
     if has_both_sides(rewards_N[usable], groups_N[usable]):
-        figures["value/auc"] = group_auc(ends_N[usable], rewards_N[usable], groups_N[usable])
+        figures["value/auc"] = group_auc(ends[usable], rewards_N[usable], groups_N[usable])
     return figures
 
 

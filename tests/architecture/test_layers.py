@@ -18,6 +18,7 @@ LAYERS = [
     {"evaluate", "dry_run", "score"},
     {"train"},
     {"value_training"},
+    {"frozen_states"},
     {"state", "job", "average", "config_check"},
     {"opening"},
     {"config"},

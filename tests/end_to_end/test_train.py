@@ -11,6 +11,7 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
+from wmtp.data.shards import open_shards
 from wmtp.errors import (
     CheckpointError,
     ConfigError,
@@ -418,3 +419,23 @@ def test_the_dry_run_sees_cached_scores(
     world.run("data", "score", *files, str(world.folder / "recipe.yaml"))
     world.train("planned", "--dry-run")
     assert "cached, or not needed" in capsys.readouterr().out
+
+
+def test_evaluating_tells_what_was_left_out_of_the_text(
+    world: World, reference: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = world.folder / "lines.jsonl"
+    lines.write_text('{"text": "def add_1(a, b): return a"}\n{\n{"text": "print(add_1(1, 2))"}\n')
+    for suite in ("perplexity", "heads", "perplexity,heads"):
+        capsys.readouterr()
+        world.run("evaluate", "--model", reference, "--data", str(lines), "--suite", suite)
+        assert capsys.readouterr().err.count("1 left out: not JSON 1") == 1
+
+
+def test_programs_of_a_contest_are_trained_on_with_their_rewards(world: World) -> None:
+    path = Path(__file__).parents[2] / "datasets/contest_small.jsonl"
+    world.config["paths"]["datasets"] = {"contest": str(path)}
+    world.recipe["data"]["train"]["sources"] = [{"path": "contest", "solutions": "all"}]
+    world.train("run", "--set", "train.max_steps=1")
+    rewards = [open_shards(p.parent).rewards for p in world.runs.rglob("rewards.f32")]
+    assert [None if r is None else r.sum() for r in rewards] == [40]

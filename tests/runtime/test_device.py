@@ -1,3 +1,4 @@
+import importlib.util
 import random
 import subprocess
 import sys
@@ -35,6 +36,18 @@ def test_auto_takes_the_fastest(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (device.kind, device.exact_counts, device.pin_memory) == ("mps", False, False)
     pretend(monkeypatch, "cuda", "mps", "cpu")
     assert choose_device("auto", "fp32").loss_workspace_bytes == 512 * 1024**2
+
+
+@pytest.mark.parametrize("found", [None, object()], ids=["without Triton", "with Triton"])
+def test_loss_takes_16_bit_products_and_the_kernel_on_cuda_alone(
+    monkeypatch: pytest.MonkeyPatch, found: object
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: found)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda emulated: True)
+    pretend(monkeypatch, "cuda", "cpu")
+    cuda, cpu = choose_device("cuda", "bf16"), choose_device("cpu", "bf16")
+    assert (cuda.loss_product_dtype, cuda.loss_kernel) == (torch.bfloat16, found is not None)
+    assert (cpu.loss_product_dtype, cpu.loss_kernel) == (None, False)
 
 
 def test_fp16_on_the_cpu_is_refused() -> None:

@@ -28,13 +28,11 @@ class ValueData:
         learned: documents with rewards, one a row.
         held_out: others, which only measure it.
         pairs: of the learned documents, where the loss compares pairs.
-        held_out_pairs: of the held-out ones.
     """
 
     learned: Rows
     held_out: Rows
     pairs: Pairs | None
-    held_out_pairs: Pairs | None
 
 
 def document_rewards(
@@ -87,17 +85,18 @@ def open_value_data(
     """
     specs = settings.recipe.data.rewards.sources or settings.recipe.data.train.sources
     sources = tuple(_with_wrong_programs(as_source(settings, spec)) for spec in specs)
-    parts = []
-    splits: tuple[Split, Split] = ("train", "validation")
-    for split in splits:
+
+    def open_split(split: Split) -> Rows:
         part = tuple(replace(source, split=split) for source in sources)
-        parts.append(_open_part(settings, critic, part, tokenizer, cache, device, report))
-    (learned, pairs), (held_out, held_out_pairs) = parts
+        return _open_part(settings, critic, part, tokenizer, cache, device, report)
+
+    learned, held_out = open_split("train"), open_split("validation")
+    pairs = find_pairs(learned.shards) if critic.value_loss == "pairwise" else None
     report(
         f"value head: {len(learned):,} documents to learn from, {len(held_out):,} held out"
         + (f", {len(pairs):,} pairs of {pairs.problems:,} problems" if pairs else "")
     )
-    return ValueData(learned, held_out, pairs, held_out_pairs)
+    return ValueData(learned, held_out, pairs)
 
 
 def _with_wrong_programs(source: Source) -> Source:
@@ -118,7 +117,7 @@ def _open_part(
     cache: Path,
     device: Device,
     report: Report,
-) -> tuple[Rows, Pairs | None]:
+) -> Rows:
     shards = prepare_cached(sources, tokenizer, cache, report)
     rewards = document_rewards(settings, critic, shards, tokenizer, device, report)
     if not np.isfinite(rewards.values).any():
@@ -127,11 +126,10 @@ def _open_part(
             f"{', '.join(source.path for source in sources)} has a reward. Give JSONL lines "
             "reward or is_correct, a contest file, or weighting.reward: model."
         )
-    rows = Rows(
+    return Rows(
         shards,
         critic.stage1.max_length or settings.recipe.data.train.max_length,
         packed=False,
         mask_prompt=settings.recipe.data.train.mask_prompt,
         rewards=rewards,
     )
-    return rows, find_pairs(shards) if critic.value_loss == "pairwise" else None

@@ -1,0 +1,63 @@
+"""The benchmarks run, at toy sizes; their times are not looked at."""
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from tests.loss.test_work_and_memory import WaitDetector
+from wmtp.runtime.device import available_kinds, choose_device
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-W", "error", str(BENCHMARKS / script), *arguments]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_gpu_benchmark_goes_through_all_its_code_without_a_gpu(tmp_path: Path) -> None:
+    done = run("gpu.py", "--smoke", "--markdown", str(tmp_path / "report.md"))
+    assert done.returncode == 0, done.stderr
+    report = (tmp_path / "report.md").read_text()
+    assert report == done.stdout
+    assert report.count("| holds |") == 24  # 6 schedules, shared or not, fp32 and bf16
+    assert "FAILS" not in report
+    assert report.count("| toy |") == 4
+
+
+@pytest.mark.skipif("cuda" in available_kinds(), reason="it would run for minutes")
+def test_gpu_benchmark_says_in_one_line_that_there_is_no_gpu() -> None:
+    done = run("gpu.py")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "This machine has no NVIDIA GPU that torch can use; try --smoke.\n"
+
+
+def test_loss_benchmark_compares_all_schemes() -> None:
+    done = run("loss.py", "--rows", "64", "--dim", "16", "--vocab", "100", "--rounds", "1",
+               "--memory-rows", "0")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "| **known** |" in done.stdout
+
+
+def gpu_benchmark() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("gpu", BENCHMARKS / "gpu.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["gpu"] = module  # dataclasses look themselves up there
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("name", ["known", "token", "sequence", "token_skip"])
+def test_whole_training_step_reads_nothing_back(name: str) -> None:
+    """What ``set_sync_debug_mode`` asks on a GPU, as far as a CPU can tell."""
+    gpu = gpu_benchmark()
+    step = gpu.make_step(choose_device("cpu", "bf16"), gpu.SMOKE.models[0], 4, gpu.WEIGHTINGS[name])
+    step()  # the optimizer makes its state
+    with WaitDetector():
+        step()
