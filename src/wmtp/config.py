@@ -69,7 +69,7 @@ class MpsOptimizations(Section):
 
 
 class ModelPaths(Section):
-    """Pretrained models: Hugging Face directories."""
+    """Pretrained models: directories, or names of the Hugging Face hub."""
 
     base: str | None = Field(None, description="where training starts; empty means from scratch")
     ref: str | None = Field(None, description="reference model of rho1-wmtp")
@@ -172,7 +172,7 @@ class Model(Section):
         unused = [
             name
             for name in ("num_kv_heads", "intermediate_size", "rope_theta", "qk_norm")
-            if name in self.model_fields_set
+            if getattr(self, name) != type(self).model_fields[name].default
         ]
         if unused:
             raise ValueError(

@@ -1,7 +1,5 @@
 """Scoring a recipe's training data with its reference model, once and for all runs."""
 
-from pathlib import Path
-
 from wmtp.config import Settings
 from wmtp.data.prepare import prepare_cached
 from wmtp.data.reference import load_reference, score_rows
@@ -16,6 +14,7 @@ from wmtp.opening.data import (
     reference_key,
     shard_cache,
 )
+from wmtp.opening.model_names import model_directory
 from wmtp.runtime.console import Console
 from wmtp.runtime.device import choose_device
 
@@ -39,7 +38,7 @@ def score_training_data(settings: Settings, console: Console) -> str:
     device = choose_device(config.devices.compute_backend, config.devices.mixed_precision)
     check_start(settings)
     tokenizer = open_tokenizer(settings)
-    directory = Path(config.paths.models.ref)
+    directory = model_directory(config.paths.models.ref)
     check_reference(directory, tokenizer, settings)
     sources = tuple(as_source(settings, spec) for spec in train.sources)
     shards = prepare_cached(sources, tokenizer, shard_cache(settings), console.line)

@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from wmtp.data.batches import gather_rows
 from wmtp.data.order import rows_at
-from wmtp.data.pairs import group_auc
+from wmtp.data.pairs import CORRECT_ABOVE, group_auc
 from wmtp.data.reference import fingerprint_model
 from wmtp.data.rows import Rows
 from wmtp.errors import CheckpointError
@@ -30,6 +30,7 @@ from wmtp.model.value_head import (
     read_value_head_facts,
     save_value_head,
 )
+from wmtp.opening.model_names import model_directory
 from wmtp.opening.rewards import ValueData
 from wmtp.optim import (
     build_optimizers,
@@ -52,7 +53,7 @@ from wmtp.runtime.run_folder import RunFolder
 from wmtp.runtime.stopping import StopRequest
 from wmtp.runtime.training_state import load_state, save_state
 from wmtp.weighting import Critic, Signals, find_critic
-from wmtp.weighting.value_loss import bce_loss, pairwise_loss
+from wmtp.weighting.value_loss import pairwise_loss
 
 VALUE_LR = 1e-3
 """For two small matrices on a frozen trunk; ``optim.value_lr`` replaces it."""
@@ -280,30 +281,51 @@ def measure_value_head(
     rewards_N = np.asarray(rows.rewards.values)[chosen]
     end_N, whole_N = last_scores(head, states, chosen)
     usable = whole_N.cpu().numpy() & np.isfinite(rewards_N)
+    groups = rows.shards.groups
+    groups_N = np.zeros(count, dtype=np.int32) if groups is None else np.asarray(groups)[chosen]
     if data.pairs is None:
         sums = torch.zeros(2, dtype=torch.float64)
         for start in range(0, count, size):
             scores_BS, signals = read(head, rows, states, chosen[start : start + size])
             sums += torch.stack(critic.value_head_loss(scores_BS, signals)).double().cpu()
     else:
-        right_N = torch.from_numpy(np.nan_to_num(rewards_N)).to(end_N.device)
-        counted_N = torch.from_numpy(usable).to(end_N.device)
-        sums = torch.stack(bce_loss(end_N, right_N, counted_N)).double().cpu()
+        sums = torch.stack(all_pairs_loss(end_N, rewards_N, groups_N, usable)).double().cpu()
     figures = {
         "value/held_out_loss": float(sums[0] / sums[1].clamp(min=1)),
         "value/documents": float(usable.sum()),
     }
-    groups = rows.shards.groups
-    groups_N = np.zeros(count, dtype=np.int32) if groups is None else np.asarray(groups)[chosen]
     ends = end_N.cpu().numpy()
     if has_both_sides(rewards_N[usable], groups_N[usable]):
         figures["value/auc"] = group_auc(ends[usable], rewards_N[usable], groups_N[usable])
     return figures
 
 
+def all_pairs_loss(
+    end_N: Tensor,
+    rewards_N: NDArray[np.float32],
+    groups_N: NDArray[np.int32],
+    usable_N: NDArray[np.bool_],
+) -> tuple[Tensor, Tensor]:
+    """Sum and count of the pairwise loss over every right and wrong document of one problem.
+
+    Example:
+        >>> ends = torch.tensor([0.5, 0.5, 9.0])
+        >>> rewards, groups = np.float32([1, 0, 0]), np.int32([4, 4, 5])
+        >>> all_pairs_loss(ends, rewards, groups, np.array([True, True, True]))
+        (tensor(0.6931), tensor(1.))
+    """
+    right_N, wrong_N = (
+        (rewards_N > CORRECT_ABOVE) & usable_N,
+        (rewards_N <= CORRECT_ABOVE) & usable_N,
+    )
+    pairs = (groups_N[:, None] == groups_N) & right_N[:, None] & wrong_N
+    good, bad = (torch.from_numpy(index).to(end_N.device) for index in pairs.nonzero())
+    return pairwise_loss(end_N[good], end_N[bad], torch.ones_like(good, dtype=torch.bool))
+
+
 def has_both_sides(rewards_N: NDArray[np.float32], groups_N: NDArray[np.int32]) -> bool:
     """Whether some group has a document above 0.5 and one that is not."""
-    right = rewards_N > 0.5
+    right = rewards_N > CORRECT_ABOVE
     return bool(np.intersect1d(groups_N[right], groups_N[~right]).size)
 
 
@@ -330,7 +352,7 @@ def trunk_name(job: Job) -> str:
     base = job.settings.config.paths.models.base
     if base is None:
         return f"from scratch with seed {job.settings.config.devices.seed}"
-    return fingerprint_model(Path(base))[:16]
+    return fingerprint_model(model_directory(base))[:16]
 
 
 def describe(facts: dict[str, Any]) -> str:

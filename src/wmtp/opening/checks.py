@@ -5,6 +5,7 @@ from pathlib import Path
 from wmtp.config import Recipe, Settings
 from wmtp.errors import ConfigError
 from wmtp.model.hf_config import TrunkKind, is_model_directory, read_config
+from wmtp.opening.model_names import model_directory
 from wmtp.weighting import find_critic
 
 KEYS_WITH_A_BASE = frozenset({"kind", "heads", "dropout"})
@@ -19,12 +20,12 @@ def check_start(settings: Settings) -> None:
     """
     models, model = settings.config.paths.models, settings.recipe.model
     for key, path in (("base", models.base), ("ref", models.ref), ("rm", models.rm)):
-        if path is not None and not is_model_directory(Path(path)):
+        if path is not None and not is_model_directory(model_directory(path)):
             raise ConfigError(
                 f"paths.models.{key} is '{path}': no model directory (it has no config.json)."
             )
     if models.base is not None:
-        check_length(Path(models.base), longest_row(settings.recipe), model.kind)
+        check_length(model_directory(models.base), longest_row(settings.recipe), model.kind)
     average_last, keep_last = (
         settings.recipe.train.average_last,
         settings.config.paths.checkpoints.keep_last,

@@ -14,6 +14,7 @@ from wmtp.data.tokenizer import TextTokenizer
 from wmtp.errors import ConfigError
 from wmtp.loss import Workspace
 from wmtp.opening.checks import check_length
+from wmtp.opening.model_names import model_directory
 from wmtp.runtime.device import Device
 
 Report = Callable[[str], None]
@@ -26,9 +27,11 @@ def open_tokenizer(settings: Settings) -> TextTokenizer:
         ConfigError: none of these is there.
         DataError: it cannot be read.
     """
-    path = settings.recipe.data.tokenizer or settings.config.paths.models.base
+    path, base = settings.recipe.data.tokenizer, settings.config.paths.models.base
     if path is not None:
         return TextTokenizer.load(Path(path))
+    if base is not None:
+        return TextTokenizer.load(model_directory(base))
     first = as_source(settings, settings.recipe.data.train.sources[0])
     if is_shards(Path(first.path)):
         return TextTokenizer.load(Path(first.path))
@@ -83,19 +86,20 @@ def open_training_data(
     reference = None
     scores = None
     if "reference_ce" in needs:
-        directory = settings.config.paths.models.ref
-        if directory is None:
+        name = settings.config.paths.models.ref
+        if name is None:
             raise ConfigError(
                 f"weighting.algorithm {settings.algorithm} needs a reference model: set "
                 "paths.models.ref to its directory (or export WMTP_REF with configs/local.yaml)."
             )
-        check_reference(Path(directory), tokenizer, settings)
-        scores = cached_scores(shards, reference_key(settings, shards, Path(directory)))
+        directory = model_directory(name)
+        check_reference(directory, tokenizer, settings)
+        scores = cached_scores(shards, reference_key(settings, shards, directory))
         if scores is None:
-            report(f"reference {directory} runs at every step; wmtp data score would do it once")
-            reference = load_reference(Path(directory), device, workspace)
+            report(f"reference {name} runs at every step; wmtp data score would do it once")
+            reference = load_reference(directory, device, workspace)
         else:
-            report(f"reference scores of {directory} are cached")
+            report(f"reference scores of {name} are cached")
     rows = Rows(
         shards,
         train.max_length,

@@ -11,6 +11,7 @@ from wmtp.model.hf_layout import load_model
 from wmtp.model.llama_shape import LlamaShape
 from wmtp.model.multi_token import MultiTokenModel, build_model
 from wmtp.opening.checks import check_length, longest_row
+from wmtp.opening.model_names import model_directory
 
 
 def open_model(
@@ -23,12 +24,13 @@ def open_model(
         ConfigError: the sizes do not fit the tokenizer.
     """
     recipe, heads = settings.recipe, heads_shape(settings.recipe)
-    start = checkpoint or settings.config.paths.models.base
+    base = settings.config.paths.models.base
+    start = checkpoint or (None if base is None else model_directory(base))
     if checkpoint is not None:
         check_length(checkpoint, longest_row(recipe), recipe.model.kind)
     if start is not None:
         model = load_model(
-            Path(start),
+            start,
             heads,
             kind=recipe.model.kind,
             seed=settings.config.devices.seed,

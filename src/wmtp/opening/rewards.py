@@ -16,6 +16,7 @@ from wmtp.data.splits import Split
 from wmtp.data.tokenizer import TextTokenizer
 from wmtp.errors import ConfigError, DataError
 from wmtp.opening.data import Report, as_source
+from wmtp.opening.model_names import model_directory
 from wmtp.runtime.device import Device
 from wmtp.weighting import Critic
 
@@ -50,12 +51,12 @@ def document_rewards(
         DataError: a reward is out of range for the value loss.
     """
     if critic.reward == "model":
-        directory = settings.config.paths.models.rm
-        if directory is None:
+        name = settings.config.paths.models.rm
+        if name is None:
             raise ConfigError(
                 "weighting.reward is 'model': set paths.models.rm to the reward model's directory."
             )
-        values = rewards_by_model(shards, tokenizer, Path(directory), device, report)
+        values = rewards_by_model(shards, tokenizer, model_directory(name), device, report)
     elif shards.rewards is not None:
         values = shards.rewards
     else:
