@@ -358,3 +358,26 @@ def test_early_stopping_on_a_head_that_is_not_there_is_refused(tmp_path: Path) -
     stopping = "train.early_stopping={enabled: true, monitor: eval/ce/head_4}"
     (fault,) = faults(tmp_path, "train.eval_interval=1", stopping)
     assert "model.heads.horizon 4 has heads 0 to 3" in fault
+
+
+@pytest.mark.parametrize("key", ["base", "ref", "rm"])
+def test_an_unset_variable_in_quotes_names_no_model(tmp_path: Path, key: str) -> None:
+    text = f'paths: {{models: {{{key}: "${{WMTP_NOT_SET:-}}"}}}}'
+    models = load(tmp_path, config=text).config.paths.models
+    assert getattr(models, key) is None
+
+
+def test_a_fault_two_weightings_deep_in_an_override_has_its_place(tmp_path: Path) -> None:
+    text = "weighting={algorithm: shuffled, around: {algorithm: rho1-wmtp, temprature: 2}}"
+    (fault,) = faults(tmp_path, text)
+    assert fault.startswith(f"--set {text}: weighting.around.temprature: no such key.")
+
+
+def test_swapped_files_are_told_apart(tmp_path: Path) -> None:
+    config, recipe = write(tmp_path)
+    with pytest.raises(ConfigError) as caught:
+        load_settings(recipe, config)
+    lines = str(caught.value).splitlines()
+    for file, key, other in ((recipe, "data", "recipe"), (config, "devices", "config")):
+        ending = f": {key} belongs in the file that --{other} names."
+        assert any(line.startswith(f"{file}:") and line.endswith(ending) for line in lines)

@@ -73,6 +73,7 @@ def main() -> None:
             print(f"error: {line}", file=sys.stderr)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)  # training says where it stopped, and does not come here
         sys.exit(130)
 
 
@@ -124,8 +125,8 @@ def train(
 ) -> None:
     """Train a model from a config and a recipe.
 
-    A resumed run is equal to the last bit to one that never stopped, on the same kind of device
-    with the same version of torch; across devices, versions or compile on/off it is not promised.
+    Ctrl-C ends a step, saves and exits; --resume goes on from there. A resumed run equals one
+    that never stopped to the last bit, on the same kind of device with the same torch.
     """
     settings = _settings(config, recipe, profile, override, run_name, tags)
     from wmtp.config_check import changes_since
@@ -197,8 +198,8 @@ def _settings(
 
 
 def _checkpoint(resume: str, checkpoints: Path, warn: Any) -> Path:
-    """The checkpoint to go on from, verified; later ones of the run are set aside."""
-    from wmtp.runtime.checkpoint import newest_good, set_aside_after, step_of, verify
+    """The checkpoint to go on from, verified."""
+    from wmtp.runtime.checkpoint import newest_good, step_of, verify
     from wmtp.runtime.training_state import refuse_pickle
 
     if resume == NEWEST:
@@ -214,11 +215,8 @@ def _checkpoint(resume: str, checkpoints: Path, warn: Any) -> Path:
                 f"{checkpoints}. To start a new run from it, set paths.models.base to it."
             )
         verify(path)
-    step = step_of(path)
-    if step is None:
+    if step_of(path) is None:
         raise ConfigError(f"--resume {path}: not a checkpoint folder named step-NNNNNNNN.")
-    for moved in set_aside_after(checkpoints, step):
-        warn(f"set aside as {moved.name}: it lies beyond the checkpoint that is resumed")
     return path
 
 

@@ -18,7 +18,7 @@ from pydantic import (
     model_validator,
 )
 
-from wmtp.weighting import Weighting
+from wmtp.weighting import Weighting, find_critic
 
 
 class Section(BaseModel):
@@ -68,12 +68,20 @@ class MpsOptimizations(Section):
     low_watermark: float = Field(0.8, gt=0, le=2)
 
 
+def _empty_is_none(value: Any) -> Any:
+    return None if value == "" else value
+
+
+ModelPath = Annotated[str | None, BeforeValidator(_empty_is_none)]
+"""``"${WMTP_BASE:-}"`` in quotes, as braces around it demand, is empty text where it is not set."""
+
+
 class ModelPaths(Section):
     """Pretrained models: directories, or names of the Hugging Face hub."""
 
-    base: str | None = Field(None, description="where training starts; empty means from scratch")
-    ref: str | None = Field(None, description="reference model of rho1-wmtp")
-    rm: str | None = Field(None, description="reward model of critic-wmtp, where it needs one")
+    base: ModelPath = Field(None, description="where training starts; empty means from scratch")
+    ref: ModelPath = Field(None, description="reference model of rho1-wmtp")
+    rm: ModelPath = Field(None, description="reward model of critic-wmtp, where it needs one")
 
 
 class Checkpoints(Section):
@@ -379,6 +387,12 @@ class Recipe(Section):
         length = self.model.max_seq_length
         if length and length < max(self.data.train.max_length, self.data.eval.max_length or 0):
             raise ValueError(f"data max_length exceeds model.max_seq_length {length}")
+        critic = find_critic(self.weighting)
+        of_stage1 = 0 if critic is None else critic.stage1.max_length or 0
+        if length and length < of_stage1:
+            raise ValueError(
+                f"weighting.stage1.max_length {of_stage1} exceeds model.max_seq_length {length}"
+            )
         stopping = self.train.early_stopping
         if stopping.enabled and not (self.data.eval.sources and self.train.eval_interval):
             raise ValueError("train.early_stopping needs data.eval.sources and train.eval_interval")

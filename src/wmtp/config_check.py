@@ -157,7 +157,8 @@ def _check_weighting(
         return Baseline()
     section = Document(
         values={key: value for key, value in fields.items() if key != "algorithm"},
-        origins={key[1:]: place for key, place in document.origins.items() if key[:1] == (name,)},
+        origins={(): document.origin((name,))}
+        | {key[1:]: place for key, place in document.origins.items() if key[:1] == (name,)},
     )
     prefix = (*prefix, name)
     for key, field in kind.model_fields.items():
@@ -189,6 +190,9 @@ def _fault(model: type[BaseModel], document: Document, detail: ErrorDetails, pre
         former = FORMER_KEYS.get((*prefix, *key))
         if former:
             return f"{origin}: {dotted} is now called {former}."
+        for other, name in ((Config, "config"), (Recipe, "recipe")):
+            if dotted in other.model_fields and model in (Config, Recipe):
+                return f"{origin}: {dotted} belongs in the file that --{name} names."
         siblings = _keys_of(model, key[:-1])
         return f"{origin}: {dotted}: no such key.{_nearest(str(key[-1]), siblings)}"
     if kind == "missing":

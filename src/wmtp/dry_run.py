@@ -1,7 +1,9 @@
 """What a run would be: everything checked, one micro-batch done, nothing kept."""
 
+import math
 import time
 from dataclasses import dataclass
+from datetime import timedelta
 
 from wmtp.job import Job
 from wmtp.state import checkpoint_bytes
@@ -17,6 +19,7 @@ class Plan:
         update_seconds: clipping and the optimizer.
         peak_memory_bytes: measured, optimizer state included.
         disk_bytes: checkpoints that are kept at once, one more while it is written, and final/.
+        has_stage1: a value head is trained first, which is not tried here.
     """
 
     device: str
@@ -35,6 +38,7 @@ class Plan:
     evaluations: int
     reference: str
     micro_batches: int
+    has_stage1: bool
 
     @property
     def step_seconds(self) -> float:
@@ -43,7 +47,8 @@ class Plan:
 
     def lines(self) -> list[str]:
         """The plan for a person."""
-        hours = self.steps * self.step_seconds / 3600
+        left = timedelta(seconds=math.ceil(self.steps * self.step_seconds))
+        uncounted = "evaluation, saving and stage 1" if self.has_stage1 else "evaluation and saving"
         return [
             f"device           {self.device}",
             f"parameters       {self.parameters:,} ({self.trained_parameters:,} trained)",
@@ -57,7 +62,7 @@ class Plan:
             f"({self.micro_batches} x {self.micro_batch_seconds:.2f} + {self.update_seconds:.2f})",
             f"peak memory      {self.peak_memory_bytes / 2**20:,.0f} MiB measured",
             f"disk             {self.disk_bytes / 2**20:,.0f} MiB for checkpoints and final/",
-            f"time to finish   {hours:.2f} h without evaluation and saving",
+            f"time to finish   {left} without {uncounted}",
         ]
 
 
@@ -102,4 +107,5 @@ def make_plan(job: Job) -> Plan:
         ),
         reference="computed at each step" if job.reference else "cached, or not needed",
         micro_batches=recipe.train.gradient_accumulation,
+        has_stage1=job.value_data is not None,
     )

@@ -180,10 +180,16 @@ def _heads(
     report: Report | None,
 ) -> dict[str, Any]:
     shards = prepare_cached(sources, tokenizer, cache, report)
-    rows = Rows(shards, length)
+    most = model.trunk.longest_packed_row  # 0: each document in a row of its own, cut to it
+    rows = Rows(shards, min(length, most or length), packed=most > 0)
     scale = model.heads_shape.head_scale or (1.0,) * model.horizon
     batches = evaluation_batches(rows, batch_size=batch_size, horizon=model.horizon)
     figures = measure_heads(model, batches, device, scale, workspace)
     if not figures:
         raise DataError("the data has no target to predict: give longer documents.")
-    return {"row_length": length, "head_scale": list(scale), **figures}
+    return {
+        "row_length": rows.max_length,
+        "packed": rows.packed,
+        "head_scale": list(scale),
+        **figures,
+    }

@@ -31,7 +31,7 @@ from wmtp.opening.data import (
     shard_cache,
 )
 from wmtp.opening.model import open_model
-from wmtp.opening.rewards import ValueData, document_rewards, open_value_data
+from wmtp.opening.rewards import ValueData, describe_rewards, document_rewards, open_value_data
 from wmtp.runtime.device import Device, choose_device
 from wmtp.weighting import find_critic
 
@@ -155,6 +155,7 @@ def assembled(
             rewards = document_rewards(
                 settings, critic, train_rows.shards, tokenizer, device, report
             )
+            report(describe_rewards(rewards))
             train_rows = replace(train_rows, rewards=rewards)
             if critic.value_head is None and checkpoint is None:
                 value_data = open_value_data(settings, critic, tokenizer, cache, device, report)

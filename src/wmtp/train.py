@@ -28,9 +28,14 @@ from wmtp.optim import (
     set_learning_rate,
     step_optimizers,
 )
-from wmtp.runtime.checkpoint import require_space, write_checkpoint, write_folder
+from wmtp.runtime.checkpoint import (
+    require_space,
+    set_aside_after,
+    write_checkpoint,
+    write_folder,
+)
 from wmtp.runtime.console import Console
-from wmtp.runtime.metrics import MetricsLog, cut_back
+from wmtp.runtime.metrics import BEFORE_ALL, MetricsLog, cut_back
 from wmtp.runtime.mlflow_destination import MlflowDestination
 from wmtp.runtime.run_folder import RunFolder
 from wmtp.runtime.stopping import StopRequest
@@ -72,6 +77,8 @@ def train(job: Job, folder: RunFolder, console: Console, checkpoint: Path | None
     checkpoints = config.paths.checkpoints
     require_space(folder.checkpoints, checkpoint_bytes(job.model), checkpoints.keep_last)
     folder.write_settings(job.describe())
+    if checkpoint is None:  # rows of a run that was killed before its first checkpoint
+        cut_back(folder.metrics_file, BEFORE_ALL)
     if job.value_head is not None and checkpoint is None:
         stopped = prepare_value_head(job, job.value_head, folder, console)
         if stopped is not None:
@@ -80,6 +87,11 @@ def train(job: Job, folder: RunFolder, console: Console, checkpoint: Path | None
     model, progress, window = moving.model, moving.progress, moving.window
     if checkpoint is not None:
         load_checkpoint(checkpoint, moving, device)
+        # only now: a resume that is refused leaves the run as it was
+        for moved in set_aside_after(folder.checkpoints, progress.step):
+            console.warning(
+                f"set aside as {moved.name}: it lies beyond the checkpoint that is resumed"
+            )
         cut_back(folder.metrics_file, progress.step)
 
     with (
@@ -165,6 +177,7 @@ def train(job: Job, folder: RunFolder, console: Console, checkpoint: Path | None
             progress.step,
             lambda path: save_model_directory(model, job.tokenizer, path),
         )
+        console.line(f"the model is in {folder.final}")
     if recipe.train.average_last is not None:
         write_average(folder, recipe.train.average_last, console)
     return 0
@@ -178,6 +191,7 @@ def write_average(folder: RunFolder, count: int, console: Console) -> None:
         console.warning(f"{AVERAGE_NAME}/ was not written: {error}")
         return
     average_checkpoints(last_ones, folder.root / AVERAGE_NAME)
+    console.line(f"the mean of the last {count} checkpoints is in {folder.root / AVERAGE_NAME}")
 
 
 def set_in_motion(job: Job) -> Moving:
@@ -234,7 +248,7 @@ class Share:
     Attributes:
         head_scale: ``c``, one factor per head, of this step.
         valid_count: ``N``, the valid targets of the step, each counted with its head's scale.
-        value_count: positions before a valid next token, by which the value loss is divided.
+        value_count: positions from which the value head learns, by which its loss is divided.
         loss_scale: factor on the gradients, for fp16.
     """
 
@@ -250,9 +264,18 @@ def share_of(job: Job, moving: Moving, batches: list[Batch]) -> Share:
     return Share(
         head_scale=scale,
         valid_count=scaled_count(batches, scale),
-        value_count=max(1, sum(batch.valid_counts_H[0] for batch in batches)),
+        value_count=max(1, value_targets(job, batches)),
         loss_scale=moving.scaler.get_scale(),
     )
+
+
+def value_targets(job: Job, batches: list[Batch]) -> int:
+    """Positions of a step from which the value head learns; counted before they go to a device."""
+    critic = find_critic(job.settings.recipe.weighting)
+    if critic is None:
+        return 0
+    signals = [Signals(b.valid_BSH, rewards=b.rewards_BSH, last=b.last_BSH) for b in batches]
+    return sum(int(critic.taught(one).sum()) for one in signals)
 
 
 def learn(job: Job, moving: Moving, batch: Batch, share: Share) -> LossOutput:
@@ -405,7 +428,7 @@ def held_back(moving: Moving, finite: Tensor) -> Tensor:
 
 
 def raise_if_diverged(moving: Moving, folder: RunFolder) -> None:
-    """Read the flag of ``hold_back_if_not_finite``, or the scale that fp16 has come down to.
+    """Read the flag of ``held_back``, or the scale that fp16 has come down to.
 
     Raises:
         DivergedError: names the first bad step and where to go on from.

@@ -21,7 +21,7 @@ from wmtp.data.order import rows_at
 from wmtp.data.pairs import CORRECT_ABOVE, group_auc
 from wmtp.data.reference import fingerprint_model
 from wmtp.data.rows import Rows
-from wmtp.errors import CheckpointError
+from wmtp.errors import CheckpointError, DivergedError
 from wmtp.frozen_states import FrozenStates
 from wmtp.job import Job
 from wmtp.model.value_head import (
@@ -48,7 +48,7 @@ from wmtp.runtime.checkpoint import (
     write_folder,
 )
 from wmtp.runtime.console import Console
-from wmtp.runtime.metrics import MetricsLog, cut_back
+from wmtp.runtime.metrics import BEFORE_ALL, MetricsLog, cut_back
 from wmtp.runtime.run_folder import RunFolder
 from wmtp.runtime.stopping import StopRequest
 from wmtp.runtime.training_state import load_state, save_state
@@ -115,7 +115,12 @@ def prepare_value_head(
         )
     console.line(f"value head {place}: {describe(facts)}")
     auc = facts.get("held_out_auc")
-    if auc is not None and auc <= 0.5:
+    if auc is None:
+        console.warning(
+            "whether the value head tells right from wrong is not known: the held-out documents "
+            "that were read to their end are all right, or all wrong, or each alone in its group"
+        )
+    elif auc <= 0.5:
         console.warning(
             "the value head tells right from wrong no better than chance on held-out documents: "
             "its weights carry no information. Train it longer, or on more documents"
@@ -137,6 +142,9 @@ def train_value_head(
 
     Returns:
         None when done, 130 or 143 after a signal.
+
+    Raises:
+        DivergedError: a gradient or an estimate was not finite; the head never took it.
     """
     data, stage, device = job.value_data, critic.stage1, job.device
     assert data is not None
@@ -160,6 +168,9 @@ def train_value_head(
         checkpoint, _ = newest_good(folder.checkpoints)
         load_stage(checkpoint, head, optimizers, progress, best)
         cut_back(folder.metrics_file, progress.step)
+    else:  # killed before its first checkpoint, a run begins anew
+        cut_back(folder.metrics_file, BEFORE_ALL)
+    first_bad = torch.full((), torch.inf, device=device.torch_device)
     job.model.eval()
     of_learned, of_held_out = (FrozenStates(job, rows) for rows in (data.learned, data.held_out))
 
@@ -193,19 +204,26 @@ def train_value_head(
             loss = total / count.clamp(min=1)
             loss.backward()  # type: ignore[no-untyped-call]
             norm = clip_gradients(parameters, optim.grad_clip)
-            step_optimizers(optimizers, ~norm.isfinite())
+            now = torch.where(norm.isfinite(), torch.inf, progress.step + 1.0)
+            torch.minimum(first_bad, now, out=first_bad)
+            step_optimizers(optimizers, first_bad.isfinite())
             for optimizer in optimizers:
                 optimizer.zero_grad(set_to_none=True)
             progress.step += 1
             bar.advance(progress.step)
             last = progress.step == stage.max_steps
-            if last or progress.step % job.settings.config.log_interval == 0:
+            logs = last or progress.step % job.settings.config.log_interval == 0
+            looks = last or progress.step % stage.eval_interval == 0
+            saves = stop.requested or progress.step % checkpoints.save_interval == 0
+            if logs or looks or saves:
+                raise_if_diverged(first_bad, folder)
+            if logs:
                 row = {"value/loss": loss.item(), "gradient_norm": norm.item()}
                 metrics.write({"step": progress.step, **row})
-                bar.update(progress.step, row)
-            if last or progress.step % stage.eval_interval == 0:
+                bar.update(progress.step, {"loss": loss.item()})
+            if looks:
                 look()
-            if stop.requested or progress.step % checkpoints.save_interval == 0:
+            if saves:
                 metrics.sync()
                 save()
             if stop.requested:
@@ -218,7 +236,24 @@ def train_value_head(
     figures = measure_value_head(critic, head, data, of_held_out)
     facts = facts_of(job, critic, progress, figures)
     write_folder(folder.final, progress.step, lambda path: save_value_head(head, path, facts))
-    return stop.exit_code if stop.requested else None
+    if stop.requested:
+        console.line("stopped after stage 1, which is done; go on with --resume")
+        return stop.exit_code
+    return None
+
+
+def raise_if_diverged(first_bad: Tensor, folder: RunFolder) -> None:
+    """Read the flag that holds updates back.
+
+    Raises:
+        DivergedError: names the first bad step.
+    """
+    step = first_bad.item()
+    if math.isfinite(step):
+        raise DivergedError(
+            f"the gradient of step {step:.0f} of stage 1 was not finite; the value head in "
+            f"{folder.root} never took it. Lower optim.value_lr, or look at the rewards."
+        )
 
 
 def batch_loss(
@@ -273,6 +308,9 @@ def measure_value_head(
     Returns:
         ``value/held_out_loss``, ``value/auc`` over pairs within a problem (or over all documents
         where there are no problems) if there are both kinds, and ``value/documents``.
+
+    Raises:
+        DivergedError: an estimate is not finite.
     """
     rows, size = data.held_out, critic.stage1.batch_size
     assert rows.rewards is not None
@@ -280,23 +318,29 @@ def measure_value_head(
     chosen = np.arange(count) * len(rows) // count
     rewards_N = np.asarray(rows.rewards.values)[chosen]
     end_N, whole_N = last_scores(head, states, chosen)
+    if not end_N.isfinite().all():
+        raise DivergedError(
+            "the value head's estimates of held-out documents are not finite, as the hidden states "
+            "of the trunk are not. Check paths.models.base, or set devices.mixed_precision: fp32."
+        )
     usable = whole_N.cpu().numpy() & np.isfinite(rewards_N)
     groups = rows.shards.groups
     groups_N = np.zeros(count, dtype=np.int32) if groups is None else np.asarray(groups)[chosen]
+    competes = usable & (groups_N >= 0)  # below 0 a document belongs to no group
     if data.pairs is None:
         sums = torch.zeros(2, dtype=torch.float64)
         for start in range(0, count, size):
             scores_BS, signals = read(head, rows, states, chosen[start : start + size])
             sums += torch.stack(critic.value_head_loss(scores_BS, signals)).double().cpu()
     else:
-        sums = torch.stack(all_pairs_loss(end_N, rewards_N, groups_N, usable)).double().cpu()
+        sums = torch.stack(all_pairs_loss(end_N, rewards_N, groups_N, competes)).double().cpu()
     figures = {
         "value/held_out_loss": float(sums[0] / sums[1].clamp(min=1)),
         "value/documents": float(usable.sum()),
     }
     ends = end_N.cpu().numpy()
-    if has_both_sides(rewards_N[usable], groups_N[usable]):
-        figures["value/auc"] = group_auc(ends[usable], rewards_N[usable], groups_N[usable])
+    if has_both_sides(rewards_N[competes], groups_N[competes]):
+        figures["value/auc"] = group_auc(ends[competes], rewards_N[competes], groups_N[competes])
     return figures
 
 
@@ -351,7 +395,8 @@ def trunk_name(job: Job) -> str:
     """What tells one trunk from another: a hash of its files, or how it was made."""
     base = job.settings.config.paths.models.base
     if base is None:
-        return f"from scratch with seed {job.settings.config.devices.seed}"
+        size = sum(parameter.numel() for parameter in job.model.trunk.parameters())
+        return f"from scratch with seed {job.settings.config.devices.seed}, {size} parameters"
     return fingerprint_model(model_directory(base))[:16]
 
 

@@ -148,7 +148,9 @@ def test_contest_from_the_hub_keeps_its_splits(
     wrong = {"incorrect_solutions": {"language": [3], "solution": ["b"]}}
     serve(train=[{**row, **wrong}], valid=[{**row, "name": "q"}], test=[{**row, "name": "r"}])
     source = Source("org/contests", "train", solutions="all")
-    shards = prepare_cached([source], tokenizer, tmp_path / "shards")
+    said: list[str] = []
+    shards = prepare_cached([source], tokenizer, tmp_path / "shards", said.append)
+    assert said[0] == f"fetching {source.path} from the Hugging Face hub"  # seconds, or minutes
     assert shards.rewards is not None
     assert shards.rewards.tolist() == [1, 0]
     assert len(list(read_texts(Source("org/contests", "test")))) == 1

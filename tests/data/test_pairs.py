@@ -26,6 +26,13 @@ def test_groups_with_both_sides_are_found(shards: Any) -> None:
     assert len(pairs) == 1 + 1
 
 
+def test_pairs_follow_the_rewards_that_are_given(shards: Any) -> None:
+    rewards = np.full(10, np.nan, dtype=np.float32)
+    rewards[[0, 1]] = 0.2, 0.9  # a reward model thinks the other way round; it read no other
+    pairs = find_pairs(shards, rewards)
+    assert (pairs.good.tolist(), pairs.bad.tolist()) == ([1], [0])
+
+
 def test_pairs_are_of_one_problem_and_every_one_comes(shards: Any) -> None:
     good, bad = find_pairs(shards).pair_at(seed=3, position=0, count=4000)
     assert good.dtype == bad.dtype == np.int64
@@ -134,3 +141,10 @@ def test_real_contest_pairs(real_data: Any, tmp_path: Any, tokenizer: Any) -> No
     assert (shards.groups[good] == shards.groups[bad]).all()
     assert (shards.rewards[good] == 1).all()
     assert (shards.rewards[bad] == 0).all()
+
+
+def test_rewards_of_a_model_make_other_pairs(shards: Any) -> None:
+    """A reward that is not a number takes a document out, whatever the data say of it."""
+    rewards = np.array([0.2, 0.9] + [np.nan] * 8, dtype=np.float32)
+    pairs = find_pairs(shards, rewards)
+    assert (pairs.good.tolist(), pairs.bad.tolist()) == ([1], [0])

@@ -89,7 +89,9 @@ def test_cache_is_used_until_a_file_changes(
     first = prepare_cached([Source(str(path))], tokenizer, cache, lines.append)
     again = prepare_cached([Source(str(path))], tokenizer, cache, lines.append)
     assert first.path == again.path
-    assert len(lines) == 1
+    assert lines[0] == f"tokenizing {path}"
+    assert lines[1].startswith(f"{path}: 1 documents, ")  # the source, not a folder of the cache
+    assert len(lines) == 2
     write_lines([{"text": "two"}])  # the same length, within the clock's resolution
     changed = prepare_cached([Source(str(path))], tokenizer, cache)
     assert changed.path != first.path

@@ -8,10 +8,17 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import LlamaConfig, LlamaForSequenceClassification
+from transformers import (
+    BloomConfig,
+    BloomForSequenceClassification,
+    LlamaConfig,
+    LlamaForSequenceClassification,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+)
 
 from wmtp.data.prepare import prepare_cached
-from wmtp.data.reward_model import load_reward_model, rewards_by_model, text_of
+from wmtp.data.reward_model import judge_all, load_reward_model, rewards_by_model, text_of
 from wmtp.data.shards import Shards
 from wmtp.data.sources import Source
 from wmtp.data.tokenizer import TextTokenizer
@@ -93,6 +100,44 @@ def test_documents_too_long_for_it_have_no_reward(
         rewards_by_model(shards, tokenizer, tmp_path / "blind", DEVICE, lines.append)
 
 
+def saved(model: Any, folder: Path, tokenizer: TextTokenizer) -> Path:
+    model.save_pretrained(folder)
+    tokenizer.save(folder)
+    return folder
+
+
+def test_positions_that_begin_after_the_padding_leave_less_room(
+    tokenizer: TextTokenizer, tmp_path: Path
+) -> None:
+    """Of RoBERTa's 12 positions the first two are its padding's and the one before."""
+    config = RobertaConfig(
+        vocab_size=tokenizer.vocab_size, hidden_size=16, intermediate_size=32, num_labels=1,
+        num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=12, pad_token_id=1,
+    )  # fmt: skip
+    folder = saved(RobertaForSequenceClassification(config), tmp_path, tokenizer)
+    model = load_reward_model(folder, DEVICE)
+    assert model.longest == 10
+    rewards = [model.reward("=" * (10 + more - len(tokenizer.bos_ids))) for more in (0, 1)]
+    assert [np.isfinite(reward) for reward in rewards] == [True, False]
+
+
+def test_a_reward_model_may_know_no_longest_text(tokenizer: TextTokenizer, tmp_path: Path) -> None:
+    config = BloomConfig(
+        vocab_size=tokenizer.vocab_size, hidden_size=16, n_layer=1, n_head=2, num_labels=1,
+        pad_token_id=None,
+    )  # fmt: skip
+    folder = saved(BloomForSequenceClassification(config), tmp_path, tokenizer)
+    assert 0 < load_reward_model(folder, DEVICE).reward("a = 1\n") < 1
+
+
+def test_what_is_no_number_is_no_reward(tokenizer: TextTokenizer, tmp_path: Path) -> None:
+    model = classifier(tmp_path, tokenizer)
+    torch.nn.init.constant_(model.score.weight, float("nan"))
+    model.save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match="does not give a number"):
+        load_reward_model(tmp_path, DEVICE).reward("a = 1\n")
+
+
 def test_a_missing_last_layer_is_never_made_up(tokenizer: TextTokenizer, tmp_path: Path) -> None:
     classifier(tmp_path, tokenizer)
     path = tmp_path / "model.safetensors"
@@ -123,3 +168,12 @@ def test_the_script_makes_one_that_has_learned(tmp_path: Path) -> None:
     model = load_reward_model(tmp_path / "rm", DEVICE)
     assert model.reward("x = 3  # ok\n") > model.reward("x = 4  # no\n")
     assert script.labelled_texts(root / "datasets/contest_small.jsonl")
+
+
+def test_long_judging_says_how_far_it_is(
+    shards: Shards, tokenizer: TextTokenizer, tmp_path: Path
+) -> None:
+    classifier(tmp_path / "rm", tokenizer)
+    model, said = load_reward_model(tmp_path / "rm", DEVICE), list[str]()
+    judge_all(model, shards, tokenizer, said.append, seconds_between_lines=0.0)
+    assert said == [f"{n} of 3 documents judged" for n in (1, 2, 3)]

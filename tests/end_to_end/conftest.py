@@ -7,6 +7,12 @@ import pytest
 import yaml
 
 from wmtp.cli import _with_resume_value, app
+from wmtp.data.tokenizer import TextTokenizer
+from wmtp.model.heads import HeadsShape
+from wmtp.model.hf_config import SpecialTokens
+from wmtp.model.hf_layout import save_model
+from wmtp.model.llama_shape import LlamaShape
+from wmtp.model.multi_token import build_model
 
 TEXT = "\n".join(
     f"def add_{i}(a, b):\n    return a + b + {i}\n\n\nprint(add_{i}({i}, {2 * i}))"
@@ -52,11 +58,15 @@ class World:
 
     def train(self, name: str, *more: str) -> int:
         """Train the recipe as it stands."""
-        for file, values in (("config.yaml", self.config), ("recipe.yaml", self.recipe)):
-            (self.folder / file).write_text(yaml.safe_dump(values))
-        files = ["--config", str(self.folder / "config.yaml"), "--recipe"]
-        recipe = str(self.folder / "recipe.yaml")
-        return self.run("train", *files, recipe, "--run-name", name, *more)
+        config, recipe = self.write_files()
+        return self.run("train", "--config", config, "--recipe", recipe, "--run-name", name, *more)
+
+    def write_files(self) -> tuple[str, str]:
+        """Write config and recipe as they stand; their paths."""
+        paths = self.folder / "config.yaml", self.folder / "recipe.yaml"
+        for path, values in zip(paths, (self.config, self.recipe), strict=True):
+            path.write_text(yaml.safe_dump(values))
+        return str(paths[0]), str(paths[1])
 
 
 @pytest.fixture(scope="session")
@@ -76,3 +86,19 @@ def world(tmp_path: Path, tokenizer_folder: Path) -> World:
     world = World(tmp_path)
     (tmp_path / "tokenizer").symlink_to(tokenizer_folder)
     return world
+
+
+@pytest.fixture(scope="session")
+def small_reference(tokenizer_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained model that reads the same tokens: any reference will do here."""
+    folder = tmp_path_factory.mktemp("reference")
+    tokenizer = TextTokenizer.load(tokenizer_folder)
+    shape = LlamaShape(
+        vocab_size=tokenizer.vocab_size, hidden_size=16, intermediate_size=32, num_layers=1,
+        num_heads=2, num_kv_heads=2, head_dim=8, max_seq_length=32, rope_theta=1e4,
+        norm_eps=1e-5, tie_embeddings=True,
+    )  # fmt: skip
+    model = build_model(shape, HeadsShape(1), seed=1)
+    save_model(model, folder, special_tokens=SpecialTokens(None, (tokenizer.eos_id,)))
+    tokenizer.save(folder)
+    return folder

@@ -1,5 +1,6 @@
 """critic-wmtp from the command line: stage 1, then stage 2, stopped and resumed in either."""
 
+import importlib
 import json
 import signal
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from wmtp.errors import CheckpointError, ConfigError, DataError
+from wmtp.errors import CheckpointError, ConfigError, DataError, DivergedError
 from wmtp.model.value_head import load_value_head, read_value_head_facts
 from wmtp.runtime.metrics import read_metrics
 
@@ -132,6 +133,17 @@ def test_a_finished_value_head_serves_another_run(world: World) -> None:
     assert_same_run(world.runs / "first", world.runs / "second")
 
 
+def test_a_value_head_of_another_trunk_is_used_with_a_warning(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labelled(world)
+    world.train("first")
+    world.recipe["weighting"]["value_head"] = str(world.runs / "first" / "stage1" / "final")
+    world.recipe["model"]["num_layers"] = 1
+    world.train("second")
+    assert "was trained on another trunk (from scratch with seed 0, " in capsys.readouterr().err
+
+
 def test_a_value_head_that_cannot_be_loaded_is_an_error(world: World) -> None:
     labelled(world, value_head=str(world.folder / "nowhere"))
     with pytest.raises(CheckpointError, match="is no value head"):
@@ -188,5 +200,219 @@ def test_dry_run_of_both_stages_keeps_nothing(
 ) -> None:
     labelled(world)
     assert world.train("run", "--dry-run") == 0
-    assert "steps" in capsys.readouterr().out
+    assert "without evaluation, saving and stage 1" in capsys.readouterr().out
     assert not (world.runs / "run").exists()
+
+
+class Killed(BaseException):
+    """Ends a run on the spot, as SIGKILL does: nothing is saved."""
+
+
+@pytest.mark.parametrize(
+    ("function", "calls"),
+    [("value_training.batch_loss", 2), ("train.learn", 3)],
+    ids=["stage 1", "stage 2"],
+)
+def test_killed_before_a_first_checkpoint_it_begins_that_stage_anew(
+    world: World, function: str, calls: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows that were logged before do not stand there twice."""
+    labelled(world)
+    world.train("whole")
+    module, name = function.split(".")
+    place = importlib.import_module(f"wmtp.{module}")
+    real, seen = getattr(place, name), [0]
+
+    def killed(*arguments: Any) -> Any:
+        seen[0] += 1
+        if seen[0] == calls:
+            raise Killed
+        return real(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(place, name, killed)
+        with pytest.raises(Killed):
+            world.train("parts")
+    world.train("parts", "--resume")
+    assert_same_run(world.runs / "whole", world.runs / "parts")
+    stages = [read_metrics(world.runs / n / "stage1" / "metrics.jsonl") for n in ("whole", "parts")]
+    assert stages[0] == stages[1]
+
+
+def test_a_loss_that_is_not_finite_ends_stage_1(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from wmtp import value_training
+
+    labelled(world)
+    real = value_training.batch_loss
+
+    def broken(*arguments: Any) -> Any:
+        total, count = real(*arguments)
+        return (total * float("nan") if arguments[-1] == 2 else total), count
+
+    monkeypatch.setattr(value_training, "batch_loss", broken)
+    with pytest.raises(DivergedError, match="step 3 of stage 1"):
+        world.train("run")
+    assert [p.name for p in (world.runs / "run" / "stage1" / "checkpoints").iterdir()] == [
+        "step-00000002"
+    ]
+    assert not (world.runs / "run" / "stage1" / "final").exists()
+
+
+def test_hidden_states_that_are_not_finite_end_stage_1(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from wmtp.model.multi_token import MultiTokenModel
+
+    labelled(world)
+    real = MultiTokenModel.next_token_hidden
+    monkeypatch.setattr(
+        MultiTokenModel, "next_token_hidden", lambda *arguments: real(*arguments) * float("nan")
+    )
+    with pytest.raises(DivergedError, match="estimates of held-out documents"):
+        world.train("run")
+
+
+@pytest.mark.parametrize("value_loss", ["pairwise", "bce"])
+def test_documents_that_are_all_cut_before_their_reward_teach_nothing(
+    world: World, value_loss: str
+) -> None:
+    labelled(world, value_loss=value_loss)
+    world.recipe["weighting"]["stage1"]["max_length"] = 4
+    with pytest.raises(DataError, match=r"within 4 tokens.*stage1\.max_length"):
+        world.train("run")
+
+
+def test_stage_1_reads_no_more_than_the_model_can(world: World) -> None:
+    labelled(world)
+    world.recipe["model"]["max_seq_length"] = 32
+    with pytest.raises(
+        ConfigError, match=r"stage1\.max_length 48 exceeds model\.max_seq_length 32"
+    ):
+        world.train("run")
+
+
+def test_documents_without_a_group_compete_with_none(world: World) -> None:
+    """Held out: both kinds without a group, and one kind only within each group."""
+    labelled(world, value_loss="bce", reward="column")
+    path = world.folder / "programs.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    for row in rows:
+        if row["is_correct"]:
+            del row["group"]
+    bare = [row | {"completion": f"{row['completion']}# none\n"} for row in rows]
+    for row in bare:
+        row.pop("group", None)
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, *bare]))
+    assert world.train("run") == 0
+    figures = read_metrics(world.runs / "run" / "stage1" / "metrics.jsonl")
+    assert all("value/auc" not in row for row in figures)
+
+
+def test_a_dry_run_looks_for_the_value_head_too(world: World) -> None:
+    labelled(world, value_head=str(world.folder / "nowhere"))
+    with pytest.raises(CheckpointError, match="is no value head"):
+        world.train("run", "--dry-run")
+
+
+def test_a_signal_in_the_last_step_of_stage_1_leaves_it_done(
+    world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labelled(world)
+    world.train("whole")
+    stop_in_stage1(world, "parts", 5, monkeypatch)
+    assert "stopped after stage 1, which is done" in capsys.readouterr().err
+    assert (world.runs / "parts" / "stage1" / "final").is_dir()
+    world.train("parts", "--resume")
+    assert_same_run(world.runs / "whole", world.runs / "parts")
+
+
+def test_held_out_documents_of_one_side_are_told(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labelled(world, value_loss="bce", reward="column")
+    path = world.folder / "programs.jsonl"
+    path.write_text(path.read_text().replace("false", "true"))
+    world.train("run")
+    assert "tells right from wrong is not known" in capsys.readouterr().err
+
+
+def test_a_resume_that_is_refused_leaves_the_run_as_it_was(world: World) -> None:
+    labelled(world)
+    world.train("run")
+    checkpoints = world.runs / "run" / "checkpoints"
+    before = sorted(path.name for path in checkpoints.iterdir())
+    assert before == ["step-00000006", "step-00000008"]
+    world.recipe["weighting"] = {"algorithm": "baseline-mtp"}
+    with pytest.raises(CheckpointError, match="another recipe"):
+        world.train("run", "--resume", str(checkpoints / before[0]))
+    assert sorted(path.name for path in checkpoints.iterdir()) == before
+
+
+def test_documents_too_long_for_stage_1_are_told_or_refused(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labelled(world)
+    world.recipe["weighting"]["stage1"]["max_length"] = 8
+    with pytest.raises(DataError, match=r"within 8 tokens.*Raise weighting\.stage1\.max_length"):
+        world.train("none")
+    labelled(world)
+    path = world.folder / "programs.jsonl"
+    long = {"text": "a + b\n" * 200, "is_correct": True, "group": "problem 0"}
+    path.write_text(path.read_text() + json.dumps(long) + "\n")
+    assert world.train("some") == 0
+    assert "1 of 4" in capsys.readouterr().err.split("longer than 48 tokens")[0]
+
+
+def test_stage_1_and_rewards_are_told_on_the_way(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labelled(world)
+    world.recipe["data"]["train"]["sources"] = [str(world.folder / "text.txt")]
+    assert world.train("run") == 0
+    said = capsys.readouterr().err
+    assert "rewards: 0 of 1 training documents have one; the others" in said
+    assert "value step 6/6  loss 0." in said
+    assert said.endswith(f"the model is in {world.runs / 'run' / 'final'}\n")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"value_head": "nowhere"}, {"reward": "model"}],
+    ids=["value head", "reward model"],
+)
+def test_what_stage_1_needs_is_looked_for_before_a_run_folder_is_made(
+    world: World, changes: dict[str, str]
+) -> None:
+    labelled(world, **changes)
+    with pytest.raises((CheckpointError, ConfigError)):
+        world.train("run")
+    assert not world.runs.exists()
+
+
+def test_pairs_are_made_of_what_the_reward_model_says(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A judge that contradicts every label teaches what contradicting labels teach."""
+    from wmtp.opening import rewards
+
+    def contrary(shards: Any, *_: Any) -> Any:
+        return 1 - shards.rewards
+
+    monkeypatch.setattr(rewards, "rewards_by_model", contrary)
+    (world.folder / "judge").mkdir()
+    (world.folder / "judge" / "config.json").write_text("{}")
+    world.config["paths"]["models"] = {"rm": str(world.folder / "judge")}
+    labelled(world, reward="model")
+    world.train("model")
+    labelled(world, reward="column")
+    path = world.folder / "programs.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    flipped = (json.dumps(row | {"is_correct": not row["is_correct"]}) + "\n" for row in rows)
+    path.write_text("".join(flipped))
+    world.train("column")
+    for one, other in zip(
+        value_heads(world.runs / "model"), value_heads(world.runs / "column"), strict=True
+    ):
+        assert torch.equal(one, other)

@@ -9,12 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from wmtp.data.tokenizer import TextTokenizer
-from wmtp.model.heads import HeadsShape
-from wmtp.model.hf_config import SpecialTokens
-from wmtp.model.hf_layout import load_model, save_model
-from wmtp.model.llama_shape import LlamaShape
-from wmtp.model.multi_token import build_model
+from wmtp.model.hf_layout import load_model
 from wmtp.weighting import ALGORITHMS
 
 from .conftest import World
@@ -44,22 +39,6 @@ TABLE = list(product(TRUNKS, HEADS, WEIGHTINGS, PRECISIONS))
 
 def test_the_table_has_every_shipped_algorithm() -> None:
     assert {str(keys["algorithm"]) for keys in WEIGHTINGS.values()} == set(ALGORITHMS)
-
-
-@pytest.fixture(scope="session")
-def small_reference(tokenizer_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An untrained model that reads the same tokens: any reference will do here."""
-    folder = tmp_path_factory.mktemp("reference")
-    tokenizer = TextTokenizer.load(tokenizer_folder)
-    shape = LlamaShape(
-        vocab_size=tokenizer.vocab_size, hidden_size=16, intermediate_size=32, num_layers=1,
-        num_heads=2, num_kv_heads=2, head_dim=8, max_seq_length=32, rope_theta=1e4,
-        norm_eps=1e-5, tie_embeddings=True,
-    )  # fmt: skip
-    model = build_model(shape, HeadsShape(1), seed=1)
-    save_model(model, folder, special_tokens=SpecialTokens(None, (tokenizer.eos_id,)))
-    tokenizer.save(folder)
-    return folder
 
 
 def labelled_rows(path: Path) -> None:

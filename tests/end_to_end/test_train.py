@@ -439,3 +439,33 @@ def test_programs_of_a_contest_are_trained_on_with_their_rewards(world: World) -
     world.train("run", "--set", "train.max_steps=1")
     rewards = [open_shards(p.parent).rewards for p in world.runs.rglob("rewards.f32")]
     assert [None if r is None else r.sum() for r in rewards] == [40]
+
+
+def bloom(world: World) -> None:
+    """Its positions are distances in the row, so that it cannot keep packed documents apart."""
+    world.recipe["model"] |= {"kind": "hf", "architecture": "bloom"}
+    world.recipe["data"]["train"]["pack_sequences"] = False
+
+
+def test_a_trunk_that_cannot_pack_is_measured_document_by_document(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bloom(world)
+    world.train("run")
+    capsys.readouterr()
+    files = ["--model", str(world.runs / "run" / "final"), "--data", str(world.folder / "text.txt")]
+    world.run("evaluate", *files, "--suite", "heads", "--max-length", "24")
+    heads = json.loads(capsys.readouterr().out)["heads"]
+    assert (heads["row_length"], heads["packed"]) == (24, False)
+
+
+def test_a_reference_that_cannot_pack_is_refused_for_packed_rows(world: World) -> None:
+    model = dict(world.recipe["model"])
+    bloom(world)
+    world.train("reference")
+    world.recipe["model"] = model
+    world.recipe["data"]["train"]["pack_sequences"] = True
+    world.recipe["weighting"] = {"algorithm": "rho1-wmtp"}
+    world.config["paths"]["models"] = {"ref": str(world.runs / "reference" / "final")}
+    with pytest.raises(ConfigError, match=r"final' cannot keep several documents .*false\.$"):
+        world.train("run")

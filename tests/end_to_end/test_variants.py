@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from wmtp.errors import ConfigError
 from wmtp.runtime.metrics import read_metrics
 
 from .conftest import World
@@ -20,6 +21,16 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "wsd": {"optim.scheduler": "wsd"},
     "epochs": {"train.max_steps": None, "train.num_epochs": 0.25},
     "tensorboard": {"tensorboard.enabled": True},
+    "muon": {"optim.name": "muon", "optim.lr": 0.003},
+    "annealed heads": {"loss.anneal": {"to": [1.0, 0.0, 0.0]}},
+    "parallel heads": {"model.heads.kind": "parallel"},
+    "linear heads": {"model.heads.kind": "linear"},
+    "gpt2": {"model.kind": "hf", "model.architecture": "gpt2"},
+    "gpt_neox, linear": {
+        "model.kind": "hf",
+        "model.architecture": "gpt_neox",
+        "model.heads.kind": "linear",
+    },
 }
 
 
@@ -104,3 +115,17 @@ def test_masked_prompts_are_read_but_not_learned(world: World) -> None:
     )
     assert len(masked) == len(whole)
     assert json.loads(masked[1])["loss"] != json.loads(whole[1])["loss"]
+
+
+def test_a_trunk_that_mixes_documents_trains_unpacked_and_is_measured(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    world.recipe["model"] |= {"kind": "hf", "architecture": "bloom"}
+    with pytest.raises(ConfigError, match="pack_sequences: false"):
+        world.train("run")
+    world.recipe["data"]["train"]["pack_sequences"] = False
+    assert world.train("run") == 0
+    capsys.readouterr()
+    final = str(world.runs / "run" / "final")
+    world.run("evaluate", "--model", final, "--data", str(world.folder / "held_out.txt"))
+    assert json.loads(capsys.readouterr().out)["heads"]["ce/head_0"] > 0

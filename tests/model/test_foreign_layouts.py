@@ -258,6 +258,12 @@ def test_a_llama_may_be_run_by_foreign_code_too(tmp_path: Path) -> None:
         load_model(tmp_path / "again", kind="llama")
 
 
+def test_heads_beside_our_own_trunk_do_not_fit_foreign_code(tmp_path: Path) -> None:
+    save_model(toy_model(3), tmp_path, special_tokens=TOKENS)
+    with pytest.raises(CheckpointError, match=r"beside model\.kind: llama"):
+        load_model(tmp_path, kind="hf")
+
+
 @pytest.mark.parametrize("kind", ["parallel", "linear", "sequential"])
 @torch.no_grad()
 def test_new_heads_begin_as_the_trunks_prediction(kind: str, tmp_path: Path) -> None:
@@ -270,3 +276,21 @@ def test_new_heads_begin_as_the_trunks_prediction(kind: str, tmp_path: Path) -> 
         torch.testing.assert_close(
             logits_BSHV[:, :, h] * 2, logits_BSHV[:, :, 0], atol=1e-3, rtol=1e-3
         )
+
+
+def test_an_architecture_that_mixes_packed_documents_is_known(tmp_path: Path) -> None:
+    """Bloom has no positions, but a slope per head that counts from the start of the row."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.for_model(
+        "bloom", vocab_size=64, hidden_size=32, n_layer=1, n_head=4, bos_token_id=1,
+        eos_token_id=2, pad_token_id=3,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    model = load_model(tmp_path).eval()
+    assert model.trunk.longest_packed_row == 0
+    tokens_BS, _ = stream(1, 8, 1)
+    assert model.next_token_hidden(tokens_BS).shape == (1, 8, 32)
+    with pytest.raises(ValueError, match="apart"):
+        model.next_token_hidden(tokens_BS, torch.zeros(1, 8, dtype=torch.int32))

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from wmtp.errors import DataError
 from wmtp.runtime.console import Console, progress_text
 
 ROW = {
@@ -151,3 +152,10 @@ def test_evaluation_line_shows_its_figures() -> None:
 def test_very_narrow_text_keeps_the_place() -> None:
     assert progress_text("step 20/100", ROW, 5.0, width=30) == "step 20/100  loss 3.210"
     assert progress_text("step 20/100", ROW, 5.0, width=12) == "step 20/100"
+
+
+def test_the_log_tells_why_a_run_ended(tmp_path: Path) -> None:
+    log = tmp_path / "train.log"
+    with pytest.raises(DataError), Console(log, stream=io.StringIO()):
+        raise DataError("data source 'x' is empty.")
+    assert log.read_text().endswith("  error: data source 'x' is empty.\n")

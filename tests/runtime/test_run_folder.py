@@ -67,3 +67,9 @@ def test_settings_are_readable_and_hold_no_password(tmp_path: Path) -> None:
         "run.yaml",
         "tracking",
     ]
+
+
+def test_a_start_that_failed_is_not_suggested_in_its_own_place(tmp_path: Path) -> None:
+    create_run_folder(tmp_path, "run").write_settings({})
+    with pytest.raises(ConfigError, match="holds no run. Leave"):
+        open_run_folder(tmp_path, "run")

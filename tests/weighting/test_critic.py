@@ -138,3 +138,18 @@ def test_the_kind_of_value_follows_from_the_loss() -> None:
 def test_a_value_of_the_end_refuses_a_reward_in_parts(value_loss: str) -> None:
     with pytest.raises(ValidationError, match="use spread terminal, or value_loss mse"):
         Critic(value_loss=value_loss, spread="uniform")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("value_loss", "count"), [("mse", 3), ("bce", 3), ("pairwise", 1)])
+def test_what_is_taught_is_what_the_loss_counts(value_loss: str, count: int) -> None:
+    """Two documents: one rewarded with three targets of which the last ends it, one without."""
+    nan = torch.nan
+    signals = Signals(
+        torch.tensor([[True, True, True, True, True]]).unsqueeze(2),
+        values=torch.zeros(1, 5),
+        rewards=torch.tensor([[0.0, 0.0, 1.0, nan, nan]]).unsqueeze(2),
+        last=torch.tensor([[False, False, True, False, True]]).unsqueeze(2),
+    )
+    critic = Critic(value_loss=value_loss)  # type: ignore[arg-type]
+    _, counted = critic.value_head_loss(torch.zeros(1, 5), signals)
+    assert int(critic.taught(signals).sum()) == int(counted) == count

@@ -47,6 +47,11 @@ def hub_folder(name: str) -> Path:
     return Path(root) / "hub" / name.replace("/", "--").replace(":", "--")
 
 
+def is_to_be_fetched(path: str) -> bool:
+    """Whether a source will be asked for over the network."""
+    return not Path(path).exists() and is_hub_name(path) and not hub_folder(path).is_dir()
+
+
 def fetch_dataset(name: str) -> Path:
     """The folder of a data set of the hub, fetched now unless it is there.
 

@@ -75,8 +75,13 @@ class Pairs:
         )
 
 
-def find_pairs(shards: Shards) -> Pairs:
+def find_pairs(shards: Shards, rewards_N: NDArray[np.float32] | None = None) -> Pairs:
     """The problems of shards that have a correct and an incorrect document at least.
+
+    Args:
+        shards: the documents and their groups.
+        rewards_N: a reward per document, NaN for none, such as a reward model's; the data's own
+            if None.
 
     Raises:
         DataError: there is none, or the documents have no rewards or no groups.
@@ -84,10 +89,11 @@ def find_pairs(shards: Shards) -> Pairs:
     advice = (
         "Give JSONL lines reward (or is_correct) and group, or read a contest with solutions: all."
     )
-    if shards.rewards is None or shards.groups is None:
-        missing = "rewards" if shards.rewards is None else "groups"
+    rewards_N = shards.rewards if rewards_N is None else rewards_N
+    if rewards_N is None or shards.groups is None:
+        missing = "rewards" if rewards_N is None else "groups"
         raise DataError(f"the data in '{shards.path}' has no {missing}, so no pairs. {advice}")
-    good, bad = _sides(shards.rewards, shards.groups)
+    good, bad = _sides(rewards_N, shards.groups)
     both = np.intersect1d(shards.groups[good], shards.groups[bad])
     if not len(both):
         raise DataError(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from wmtp.data.documents import BadLines, Document, TokenDocument
 from wmtp.data.encoding import encode_documents
+from wmtp.data.hub import is_to_be_fetched
 from wmtp.data.shard_writer import ShardWriter, write_shards
 from wmtp.data.shards import VERSION, Shards, SourceCount, is_shards, open_shards
 from wmtp.data.sources import Source, list_files, read_documents
@@ -45,11 +46,11 @@ class PrepareReport:
     passed_over: dict[str, int]
     notes: tuple[str, ...]
 
-    def lines(self) -> list[str]:
-        """The report for a person."""
+    def lines(self, name: str | None = None) -> list[str]:
+        """The report for a person; it begins with the folder unless another name is given."""
         ratio = f", {self.text_bytes / self.tokens:.2f} bytes per token" if self.text_bytes else ""
         return [
-            f"{self.path}: {self.documents:,} documents, {self.tokens:,} tokens from "
+            f"{name or self.path}: {self.documents:,} documents, {self.tokens:,} tokens from "
             f"{self.text_bytes:,} bytes{ratio}",
             *self.notes,
         ]
@@ -117,8 +118,13 @@ def prepare_cached(
     shard_folders = [source for source in sources if is_shards(Path(source.path))]
     if shard_folders:
         return _open_alone(shard_folders[0], sources, tokenizer)
+    for source in sources:
+        if report and is_to_be_fetched(source.path):
+            report(f"fetching {source.path} from the Hugging Face hub")
     folder = cache_root / cache_key(sources, tokenizer)
     if not is_shards(folder):
+        if report:
+            report(f"tokenizing {_names(sources)}")
         try:
             made = prepare(sources, tokenizer, folder)
         except StorageError:
@@ -126,7 +132,7 @@ def prepare_cached(
                 raise
         else:
             if report:
-                report("\n".join(made.lines()))
+                report("\n".join(made.lines(_names(sources))))
     return open_shards(folder, tokenizer.fingerprint)
 
 
@@ -160,6 +166,14 @@ def _hash_file(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise DataError(f"data file '{path}' cannot be read: {error.strerror}.") from error
+
+
+def _names(sources: Sequence[Source]) -> str:
+    """The sources for a person, such as ``mbpp.jsonl (train)``."""
+    return ", ".join(
+        source.path if source.split == "all" else f"{source.path} ({source.split})"
+        for source in sources
+    )
 
 
 def _open_alone(source: Source, sources: Sequence[Source], tokenizer: TextTokenizer) -> Shards:

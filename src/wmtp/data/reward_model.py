@@ -5,6 +5,8 @@ that a model directory brings along is never run.
 """
 
 import hashlib
+import math
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, final
@@ -26,23 +28,35 @@ from wmtp.runtime.device import Device
 class RewardModel:
     """A frozen classifier with its own tokenizer."""
 
-    def __init__(self, network: Any, tokenizer: TextTokenizer, device: Device) -> None:
+    def __init__(
+        self, network: Any, tokenizer: TextTokenizer, device: Device, longest: int
+    ) -> None:
         self.network = network.requires_grad_(False).eval().to(device.torch_device)
         self.tokenizer = tokenizer
         self.device = device
+        self.longest = longest
 
     @torch.no_grad()
     def reward(self, text: str) -> float:
-        """Probability that the text is right; NaN where it is longer than the model can read."""
+        """Probability that the text is right; NaN where it is longer than the model can read.
+
+        Raises:
+            CheckpointError: the model gives something else than a number.
+        """
         ids = [*self.tokenizer.bos_ids, *self.tokenizer.encode(text)]
-        most = self.network.config.max_position_embeddings
-        if not ids or len(ids) > most:
+        if not ids or len(ids) > self.longest:
             return float("nan")
         tokens_1S = torch.tensor([ids], device=self.device.torch_device)
         with self.device.autocast():
             logits: Tensor = self.network(input_ids=tokens_1S).logits[0].float()
         right = logits[0].sigmoid() if len(logits) == 1 else logits.softmax(0)[1]
-        return float(right)
+        reward = float(right)
+        if not math.isfinite(reward):
+            raise CheckpointError(
+                f"the reward model's {type(self.network).__name__} does not give a number for a "
+                f"text of {len(ids)} tokens. Set devices.mixed_precision: fp32, or use another."
+            )
+        return reward
 
 
 def load_reward_model(directory: Path, device: Device) -> RewardModel:
@@ -55,31 +69,26 @@ def load_reward_model(directory: Path, device: Device) -> RewardModel:
     # transformers takes seconds to import, and only who asks for a reward model needs it here
     from transformers import AutoModelForSequenceClassification
 
-    from wmtp.model.hf_trunk import quiet_transformers
+    from wmtp.model.hf_trunk import longest_row_of, quiet_transformers, told_plainly
 
     tensor_files(directory)  # refuses pickles and torn files in our own words
-    try:
-        with quiet_transformers():
-            network, report = AutoModelForSequenceClassification.from_pretrained(
-                directory,
-                dtype=torch.float32,
-                use_safetensors=True,
-                trust_remote_code=False,
-                local_files_only=True,
-                output_loading_info=True,
-            )
-    except (ValueError, RuntimeError, OSError) as error:
-        raise CheckpointError(
-            f"paths.models.rm is '{directory}', which transformers cannot load as a sequence "
-            f"classifier: {str(error).splitlines()[0]}"
-        ) from error
+    problem = f"paths.models.rm is '{directory}', which transformers cannot load as a classifier"
+    with quiet_transformers(), told_plainly(problem):
+        network, report = AutoModelForSequenceClassification.from_pretrained(
+            directory,
+            dtype=torch.float32,
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            output_loading_info=True,
+        )
     check_names(directory, report["missing_keys"], ())
     if network.config.num_labels > 2:
         raise CheckpointError(
             f"paths.models.rm is '{directory}', which tells {network.config.num_labels} labels "
             "apart; a reward model has one (a score) or two (wrong, right)."
         )
-    return RewardModel(network, TextTokenizer.load(directory), device)
+    return RewardModel(network, TextTokenizer.load(directory), device, longest_row_of(network))
 
 
 def rewards_by_model(
@@ -112,11 +121,7 @@ def rewards_by_model(
     if kept is None:
         report(f"reward model {directory} judges {shards.manifest.documents:,} documents")
         model = load_reward_model(directory, device)
-        values = np.array(
-            [model.reward(text_of(shards, tokenizer, i)) for i in range(len(shards.ends))],
-            dtype=np.float32,
-        )
-        kept = add_document_column(shards, name, values)
+        kept = add_document_column(shards, name, judge_all(model, shards, tokenizer, report))
     judged = int(np.isfinite(kept).sum())
     if not judged:
         raise DataError(
@@ -126,6 +131,24 @@ def rewards_by_model(
     if judged < len(kept):
         report(f"{len(kept) - judged:,} documents are too long for the reward model: no reward")
     return kept
+
+
+def judge_all(
+    model: RewardModel,
+    shards: Shards,
+    tokenizer: TextTokenizer,
+    report: Callable[[str], None],
+    seconds_between_lines: float = 10.0,
+) -> NDArray[np.float32]:
+    """The reward of every document, with a line now and then: a large model takes hours."""
+    count = shards.manifest.documents
+    values_N, told_at = np.empty(count, dtype=np.float32), time.monotonic()
+    for i in range(count):
+        values_N[i] = model.reward(text_of(shards, tokenizer, i))
+        if time.monotonic() - told_at >= seconds_between_lines:
+            told_at = time.monotonic()
+            report(f"{i + 1:,} of {count:,} documents judged")
+    return values_N
 
 
 def text_of(shards: Shards, tokenizer: TextTokenizer, document: int) -> str:

@@ -311,7 +311,7 @@ class _Reader:
             )
             raise DataError(
                 f"data source '{self.source.path}': none of its {self.read} {what} is in the split "
-                f"'{self.source.split}'{share}."
+                f"'{self.source.split}'{share}. Give more data, or name another split."
                 if self.read
                 else f"data source '{self.source.path}' is empty."
             )

@@ -156,6 +156,10 @@ def read_config(directory: Path, kind: TrunkKind | None = None) -> StoredConfig:
     if kind == "hf" or foreign or (kind is None and family not in FAMILY_DEFAULTS):
         if foreign and kind == "llama":
             raise CheckpointError(f"{path}: the heads were trained beside model.kind: hf. Set it.")
+        if isinstance(ours, dict) and not foreign and ours.get("horizon") != 1:
+            raise CheckpointError(
+                f"{path}: the heads were trained beside model.kind: llama. Set it."
+            )
         from wmtp.model.hf_trunk_directory import read_hf_trunk_config  # transformers: seconds
 
         return read_hf_trunk_config(directory, stored_section(path, found))

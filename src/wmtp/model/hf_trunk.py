@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrai
 from transformers.configuration_utils import PretrainedConfig
 from transformers.utils import logging as transformers_logging
 
-from wmtp.errors import CheckpointError
+from wmtp.errors import CheckpointError, WmtpError
 from wmtp.model.heads import HeadsShape
 from wmtp.model.kv_cache import Cache
 from wmtp.model.llama import rotary_table
@@ -29,20 +29,27 @@ PROBE_TOKENS = 6
 PROBE_TOLERANCE = 1e-3
 """Largest difference relative to the largest value; float32 rounding stays far below it."""
 
+ROUGH_STD = 0.2
+"""Of the numbers on which an untrained architecture is tried."""
+
 UNLIMITED_POSITIONS = 1 << 20
 """For architectures whose config names no longest row."""
 
 LENGTH_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
-DROPOUTS = ("dropout", "attention_dropout", "attn_dropout", "activation_dropout", "hidden_dropout")
-"""Modules that call dropout as a function keep its probability in one of these."""
+DROPOUT_PARTS = ("dropout", "pdrop", "drop_prob")
+"""A number with one of these in its name is the probability of a dropout that is a function."""
+
+EXPERT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+WINDOW_KEYS = ("sliding_window", "attention_window_size", "attention_chunk_size")
 
 
 @final
 class HfCache(Cache):
     """Keys and values as ``transformers`` keeps them."""
 
-    def __init__(self, config: PretrainedConfig) -> None:
-        self.inner = DynamicCache(config=config)
+    def __init__(self) -> None:
+        # not told of the config: caches of sliding windows forget what ``crop`` may go back to
+        self.inner = DynamicCache()
 
     @property
     def length(self) -> int:
@@ -71,6 +78,7 @@ class HfTrunk(Trunk):
     Attributes:
         network: the model, with its unembedding.
         hidden_rms: root mean square of its output on the probe's tokens; 1 before ``probe``.
+        reads_on: it can go on from a cache; False before ``probe``.
     """
 
     def __init__(self, network: PreTrainedModel, shape: LlamaShape) -> None:
@@ -80,7 +88,8 @@ class HfTrunk(Trunk):
         self.hidden_rms = 1.0
         self._takes_positions = "position_ids" in inspect.signature(self.body.forward).parameters
         self._takes_bool_masks = network.config._attn_implementation == "sdpa"
-        self.keeps_documents_apart = False
+        self.longest_packed_row = 0
+        self.reads_on = False
 
     @property
     def body(self) -> PreTrainedModel:
@@ -112,11 +121,11 @@ class HfTrunk(Trunk):
             cache: an ``HfCache``; the new positions are added.
 
         Raises:
-            ValueError: documents are given, and this architecture mixes them.
+            ValueError: documents are given, and this architecture mixes them in such a row.
         """
         assert cache is None or isinstance(cache, HfCache)
-        if positions.documents is not None and not self.keeps_documents_apart:
-            raise ValueError("this architecture cannot keep packed documents apart")
+        if positions.documents is not None and embedded_BSD.shape[1] > self.longest_packed_row:
+            raise ValueError("this architecture cannot keep documents of such a row apart")
         hidden_BSD = self._run(embedded_BSD, positions, cache)
         return TrunkStates(hidden_BSD, hidden_BSD, hidden_BSD)
 
@@ -127,18 +136,27 @@ class HfTrunk(Trunk):
         if positions.documents is not None:
             mask = positions.mask
             assert mask is not None
+            if self._takes_positions:  # what a token sees are the tokens before it, and itself
+                inputs["position_ids"] = mask[:, 0].sum(-1) - 1
             if not self._takes_bool_masks:
                 lowest = torch.finfo(embedded_BSD.dtype).min
                 mask = torch.zeros_like(mask, dtype=embedded_BSD.dtype).masked_fill(~mask, lowest)
             inputs["attention_mask"] = mask
-            if self._takes_positions:
-                inputs["position_ids"] = positions_in_document(positions.documents)
         hidden_BSD: Tensor = self.body(**inputs).last_hidden_state
         return hidden_BSD.to(embedded_BSD.dtype)  # under autocast the last product may be bf16
 
     def new_cache(self, capacity: int) -> HfCache:
-        """An empty cache; it grows as it is filled, so that the capacity does not matter."""
-        return HfCache(self.network.config)
+        """An empty cache; it grows as it is filled, so that the capacity does not matter.
+
+        Raises:
+            CheckpointError: the architecture does not go on from such a cache.
+        """
+        if not self.reads_on:
+            raise CheckpointError(
+                f"{type(self.network).__name__} cannot decode: it does not go on from keys and "
+                "values that are kept. It can be trained and evaluated."
+            )
+        return HfCache()
 
     def set_dropout(self, probability: float) -> None:
         """Drop out with this probability wherever the architecture has dropout at all."""
@@ -146,11 +164,10 @@ class HfTrunk(Trunk):
             if isinstance(module, nn.Dropout):
                 module.p = probability
                 continue
-            for name in DROPOUTS:
-                if isinstance(vars(module).get(name), float):
-                    setattr(module, name, probability)
+            _set_dropouts(module, probability)
             if "layerdrop" in vars(module):  # whole layers left out: heads would meet other states
                 module.layerdrop = 0.0
+        _set_dropouts(self.network.config, probability)  # some read it there at every call
 
     def set_checkpointing(self, enabled: bool) -> None:
         """Let the model recompute its blocks in the backward pass.
@@ -186,19 +203,36 @@ class HfTrunk(Trunk):
             where: the model's name for messages.
 
         Raises:
-            CheckpointError: its logits are not its output times its unembedding, or a position
-                sees the future.
+            CheckpointError: it fails, its states are not as wide as the config says, its logits
+                are not its output times its unembedding, or a position sees the future.
         """
         was_training = self.network.training
         self.network.eval()
+        with told_plainly(f"{where}: {type(self.network).__name__} cannot be run as a trunk"):
+            self._probe(where)
+        self.network.train(was_training)
+
+    def _probe(self, where: str) -> None:
+        name = type(self.network).__name__
         tokens_BS = torch.arange(1, PROBE_TOKENS + 1)[None] * 7 % self.shape.vocab_size
-        hidden_BSD = self._run(self.embed(tokens_BS), self.positions(PROBE_TOKENS, None, 0), None)
+        embedded_BSD = self.embed(tokens_BS)
+        hidden_BSD = self._run(embedded_BSD, self.positions(PROBE_TOKENS, None, 0), None)
+        widths = {embedded_BSD.shape[-1], hidden_BSD.shape[-1], self.shape.hidden_size}
+        if len(widths) > 1:
+            raise CheckpointError(
+                f"{where}: the embeddings and the output of {name} are {embedded_BSD.shape[-1]} "
+                f"and {hidden_BSD.shape[-1]} wide beside a hidden_size of "
+                f"{self.shape.hidden_size}; the heads need one width."
+            )
         self.hidden_rms = hidden_BSD.square().mean().sqrt().item()
 
         logits_BSV = self.network(input_ids=tokens_BS, use_cache=False).logits
-        if not _agree(hidden_BSD @ self.unembedding_VD.T, logits_BSV):
+        last = self.network.get_output_embeddings()
+        # a bias that is still 0 shows in no logit, but nothing would ever move it
+        biased = isinstance(last, nn.Linear) and last.bias is not None
+        if biased or not _agree(hidden_BSD @ self.unembedding_VD.T, logits_BSV):
             raise CheckpointError(
-                f"{where}: the logits of {type(self.network).__name__} are not its output times "
+                f"{where}: the logits of {name} are not its output times "
                 "one matrix (it scales, caps or shifts them), which the loss needs."
             )
         changed_BS = tokens_BS.clone()
@@ -206,11 +240,15 @@ class HfTrunk(Trunk):
         other_BSD = self._run(self.embed(changed_BS), self.positions(PROBE_TOKENS, None, 0), None)
         if not _agree(other_BSD[:, :-1], hidden_BSD[:, :-1]):
             raise CheckpointError(
-                f"{where}: {type(self.network).__name__} lets a position see later tokens, so it "
+                f"{where}: {name} lets a position see later tokens, so it "
                 "is no causal language model."
             )
-        self.keeps_documents_apart = self._keeps_apart(tokens_BS)
-        self.network.train(was_training)
+        if self._keeps_apart(tokens_BS):
+            # given a mask for its documents, a model leaves out its own mask for the window
+            window = _shortest_window(self.network.config)
+            longest = self.shape.max_seq_length
+            self.longest_packed_row = longest if window is None else min(longest, window)
+        self.reads_on = self._reads_on(tokens_BS, hidden_BSD)
 
     def _keeps_apart(self, tokens_BS: Tensor) -> bool:
         """Whether two documents in one row give what each gives alone."""
@@ -219,7 +257,7 @@ class HfTrunk(Trunk):
         packed = self.positions(PROBE_TOKENS, documents_BS, 0)
         try:
             together_BSD = self._run(self.embed(tokens_BS), packed, None)
-        except (TypeError, ValueError, RuntimeError, IndexError):  # it takes no such mask
+        except Exception:  # foreign code that takes no such mask may fail in any way
             return False
         alone = self.positions(half, None, 0)
         parts = [
@@ -228,19 +266,34 @@ class HfTrunk(Trunk):
         ]
         return _agree(together_BSD, torch.cat(parts, 1))
 
+    def _reads_on(self, tokens_BS: Tensor, hidden_BSD: Tensor) -> bool:
+        """Whether reading in two parts gives what reading at once gives."""
+        half, cache = PROBE_TOKENS // 2, HfCache()
+        try:
+            for part in (tokens_BS[:, :half], tokens_BS[:, half:]):
+                places = self.positions(half, None, cache.length)
+                later_BSD = self._run(self.embed(part), places, cache)
+        except Exception:  # foreign code that keeps another kind of cache may fail in any way
+            return False
+        return cache.length == PROBE_TOKENS and _agree(later_BSD, hidden_BSD[:, half:])
 
-def positions_in_document(documents_BS: Tensor) -> Tensor:
-    """How many tokens of its own document stand before each token in the row, int64.
 
-    Example:
-        >>> positions_in_document(torch.tensor([[4, 4, 4, 5, 5]]))
-        tensor([[0, 1, 2, 0, 1]])
-    """
-    place_1S = torch.arange(documents_BS.shape[1], device=documents_BS.device).unsqueeze(0)
-    begins_BS = torch.ones_like(documents_BS, dtype=torch.bool)
-    begins_BS[:, 1:] = documents_BS[:, 1:] != documents_BS[:, :-1]
-    start_BS = torch.where(begins_BS, place_1S, 0).cummax(dim=1).values
-    return place_1S - start_BS
+def _set_dropouts(holder: object, probability: float) -> None:
+    """Set each number of an object that is, by its name, a probability of dropout."""
+    for name, value in list(vars(holder).items()):
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if is_number and any(part in name for part in DROPOUT_PARTS):
+            setattr(holder, name, probability)
+
+
+def _shortest_window(config: PretrainedConfig) -> int | None:
+    """How far back the layers look that do not look at everything; None if all do."""
+    found = vars(config)
+    kinds = found.get("layer_types")
+    if kinds is not None and set(kinds) == {"full_attention"}:
+        return None
+    windows = [found.get(key) for key in WINDOW_KEYS]
+    return min((n for n in windows if isinstance(n, int) and n > 0), default=None)
 
 
 def hf_shape(config: PretrainedConfig, where: str) -> LlamaShape:
@@ -259,7 +312,13 @@ def hf_shape(config: PretrainedConfig, where: str) -> LlamaShape:
             f"{where}: model_type '{config.model_type}' has no single {' and '.join(lacking)}; "
             "only dense decoders can be trunks."
         )
-    lengths = [vars(config).get(config.attribute_map.get(key, key)) for key in LENGTH_KEYS]
+    experts = [key for key in EXPERT_KEYS if (vars(config).get(key) or 0) > 1]
+    if experts or config.is_encoder_decoder:
+        raise CheckpointError(
+            f"{where}: '{config.model_type}' is "
+            + (f"a mixture of experts ({experts[0]})" if experts else "an encoder and decoder")
+            + "; only dense decoders can be trunks."
+        )
     width, heads = given["hidden_size"], given["num_attention_heads"]
     try:
         return LlamaShape(
@@ -270,13 +329,33 @@ def hf_shape(config: PretrainedConfig, where: str) -> LlamaShape:
             num_heads=heads,
             num_kv_heads=heads,
             head_dim=width // heads,
-            max_seq_length=next((n for n in lengths if isinstance(n, int)), UNLIMITED_POSITIONS),
+            max_seq_length=_longest_row_named(config),
             rope_theta=10000.0,
             norm_eps=1e-5,
             tie_embeddings=bool(config.tie_word_embeddings),
         )
     except ValueError as error:
         raise CheckpointError(f"{where}: {error}.") from error
+
+
+def _longest_row_named(config: PretrainedConfig) -> int:
+    found = (vars(config).get(config.attribute_map.get(key, key)) for key in LENGTH_KEYS)
+    return next((n for n in found if isinstance(n, int)), UNLIMITED_POSITIONS)
+
+
+def longest_row_of(network: PreTrainedModel) -> int:
+    """Tokens that a model of ``transformers``, of any kind, can read at once.
+
+    RoBERTa and its kin count positions from the one after their padding token's.
+    """
+    counted_from_padding = [
+        table.num_embeddings - table.padding_idx - 1
+        for name, table in network.named_modules()
+        if name.endswith("position_embeddings")
+        and isinstance(table, nn.Embedding)
+        and table.padding_idx is not None
+    ]
+    return min([_longest_row_named(network.config), *counted_from_padding])
 
 
 def hf_config_from_scratch(
@@ -294,25 +373,34 @@ def hf_config_from_scratch(
     Raises:
         CheckpointError: there is no such architecture, or it has no such sizes.
     """
-    try:
-        with quiet_transformers():
-            config = AutoConfig.for_model(
-                architecture,
-                vocab_size=vocab_size,
-                hidden_size=hidden_size,
-                num_hidden_layers=num_layers,
-                num_attention_heads=num_heads,
-                max_position_embeddings=max_seq_length,
-                tie_word_embeddings=tie_embeddings,
-                bos_token_id=None,
-                eos_token_id=None,
-                pad_token_id=None,
-            )
-    except ValueError as error:
-        raise CheckpointError(
-            f"model.architecture is '{architecture}', which transformers cannot build at these "
-            f"sizes ({str(error).splitlines()[0][:100]}). Use for instance gpt2, gpt_neox or opt."
-        ) from error
+    sizes = {
+        "hidden_size": hidden_size,
+        "num_hidden_layers": num_layers,
+        "num_attention_heads": num_heads,
+    }
+    with (
+        quiet_transformers(),
+        told_plainly(
+            f"model.architecture is '{architecture}', which transformers cannot build so",
+            "Use for instance gpt2, gpt_neox or opt.",
+        ),
+    ):
+        known = AutoConfig.for_model(architecture)
+        lacking = [k for k in sizes if known.attribute_map.get(k, k) not in vars(known)]
+        if lacking:
+            raise ValueError(f"it has no {' and no '.join(lacking)}")
+        if isinstance(vars(known).get("num_key_value_heads"), int):
+            sizes["num_key_value_heads"] = num_heads
+        config = AutoConfig.for_model(
+            architecture,
+            vocab_size=vocab_size,
+            **sizes,
+            max_position_embeddings=max_seq_length,
+            tie_word_embeddings=tie_embeddings,
+            bos_token_id=None,
+            eos_token_id=None,
+            pad_token_id=None,
+        )
     return cast(PretrainedConfig, config)
 
 
@@ -324,19 +412,61 @@ def build_hf_trunk(config: PretrainedConfig, seed: int) -> HfTrunk:
     """
     where = f"model_type '{config.model_type}'"
     shape = hf_shape(config, where)
-    try:
+
+    def build() -> HfTrunk:
         with quiet_transformers(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             network = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    except (ValueError, RuntimeError) as error:
-        raise CheckpointError(
-            f"{where}: transformers cannot build a causal language model of these sizes "
-            f"({str(error).splitlines()[0][:100]})."
-        ) from error
-    trunk = HfTrunk(network, shape)
-    with quiet_transformers():
-        trunk.probe(where)
+        return HfTrunk(network, shape)
+
+    with told_plainly(f"{where}: transformers cannot build a causal language model of these sizes"):
+        rough = build().eval()
+        trunk = build()
+    _roughen(rough, torch.Generator().manual_seed(seed))
+    for one in (rough, trunk):
+        with quiet_transformers():
+            one.probe(where)
+    _refuse_idle_parameters(rough, where)
+    trunk.longest_packed_row, trunk.reads_on = rough.longest_packed_row, rough.reads_on
     return trunk
+
+
+@torch.no_grad()
+def _roughen(trunk: HfTrunk, generator: torch.Generator) -> None:
+    """Give a trunk numbers at which nothing is too small to be seen by ``probe``.
+
+    As built, blocks hardly add to what passes through them, logits are too small to be capped,
+    and biases are 0.
+    """
+    for name, parameter in trunk.named_parameters():
+        if parameter.dim() > 1:
+            parameter.normal_(0, ROUGH_STD, generator=generator)
+        elif name.endswith("bias"):
+            parameter.normal_(0, ROUGH_STD / 2, generator=generator)
+        else:
+            parameter.uniform_(0.7, 1.3, generator=generator)
+
+
+def _refuse_idle_parameters(trunk: HfTrunk, where: str) -> None:
+    """Refuse an architecture with parts that no loss would ever reach.
+
+    Raises:
+        CheckpointError: names one.
+    """
+    tokens_BS = torch.arange(PROBE_TOKENS)[None] % trunk.shape.vocab_size
+    places = trunk.positions(PROBE_TOKENS, None, 0)
+    with torch.enable_grad():
+        trunk(trunk.embed(tokens_BS), places).post_norm.sum().backward()
+    idle = [
+        name
+        for name, parameter in trunk.network.named_parameters()
+        if parameter.grad is None and parameter is not trunk.unembedding_VD
+    ]
+    if idle:
+        raise CheckpointError(
+            f"{where}: {type(trunk.network).__name__} has parts that its output does not depend "
+            f"on ({idle[0]}), so it is not only a decoder."
+        )
 
 
 def build_hf_model(
@@ -362,6 +492,28 @@ def build_hf_model(
     model = attach_heads(build_hf_trunk(config, seed), heads_shape, seed)
     model.set_dropout(sizes.dropout)
     return model
+
+
+@contextmanager
+def told_plainly(problem: str, advice: str = "") -> Iterator[None]:
+    """Turn whatever foreign code raises into one line of ours.
+
+    Raises:
+        CheckpointError: something was raised; one of ours passes through.
+    """
+    try:
+        yield
+    except (WmtpError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # code of an architecture may fail in any way
+        raise CheckpointError(f"{problem} ({first_line(error)}). {advice}".rstrip()) from error
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, in one short line."""
+    lines = str(error).strip().splitlines()
+    said = next((line for line in lines if line.strip()), type(error).__name__)
+    return said.strip()[:200].rstrip(".")
 
 
 @contextmanager

@@ -1,11 +1,11 @@
 """Directories of models that ``transformers`` runs: their config, their weights, our section."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
 import torch
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.configuration_utils import PretrainedConfig
 
@@ -20,7 +20,7 @@ from wmtp.model.hf_config import (
     special_tokens,
     special_tokens_json,
 )
-from wmtp.model.hf_trunk import HfTrunk, hf_shape, quiet_transformers
+from wmtp.model.hf_trunk import HfTrunk, hf_shape, quiet_transformers, told_plainly
 from wmtp.model.llama_shape import LlamaShape
 from wmtp.model.stored_tensors import CONFIG_NAME, check_names, tensor_files
 
@@ -77,21 +77,16 @@ def load_hf_trunk(directory: Path, shape: LlamaShape) -> tuple[HfTrunk, set[str]
     """
     tensor_files(directory)  # refuses pickles and torn files in our own words
     config = read_transformers_config(directory)
-    try:
-        with quiet_transformers():
-            network, report = AutoModelForCausalLM.from_pretrained(
-                directory,
-                config=config,
-                dtype=torch.float32,
-                use_safetensors=True,
-                trust_remote_code=False,
-                local_files_only=True,
-                output_loading_info=True,
-            )
-    except (ValueError, RuntimeError, OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"'{directory}' cannot be loaded by transformers: {str(error).splitlines()[0]}"
-        ) from error
+    with quiet_transformers(), told_plainly(f"'{directory}' cannot be loaded by transformers"):
+        network, report = AutoModelForCausalLM.from_pretrained(
+            directory,
+            config=config,
+            dtype=torch.float32,
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            output_loading_info=True,
+        )
     check_names(directory, report["missing_keys"], ())
     trunk = HfTrunk(network, shape)
     with quiet_transformers():
@@ -103,7 +98,10 @@ def hf_trunk_config_json(
     trunk: HfTrunk, heads: HeadsShape, tokens: SpecialTokens, dtype: str
 ) -> dict[str, object]:
     """Write the architecture's own config as it came, with our section on the heads."""
-    found: dict[str, object] = json.loads(trunk.network.config.to_json_string(use_diff=True))
+    config = trunk.network.config
+    found: dict[str, object] = json.loads(config.to_json_string(use_diff=True))
+    if tokens.pad is None:  # some architectures compute with it
+        tokens = replace(tokens, pad=config.pad_token_id)
     return found | {
         "architectures": [type(trunk.network).__name__],
         "dtype": dtype,

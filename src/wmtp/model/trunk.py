@@ -56,17 +56,17 @@ class Trunk(nn.Module, ABC):
     Attributes:
         shape: its sizes; also the shape of a head's block beside it.
         checkpointing: recompute each block in the backward pass instead of keeping its insides.
-        keeps_documents_apart: several documents in one row give what each gives alone.
+        longest_packed_row: in rows up to this, several documents give what each gives alone.
     """
 
     rope: RotaryTable
-    keeps_documents_apart: bool
+    longest_packed_row: int
 
     def __init__(self, shape: LlamaShape) -> None:
         super().__init__()
         self.shape = shape
         self.checkpointing = False
-        self.keeps_documents_apart = True
+        self.longest_packed_row = shape.max_seq_length
 
     @property
     @abstractmethod

@@ -103,7 +103,8 @@ def load_value_head(folder: Path, hidden_size: int, output: Output) -> ValueHead
         if facts.get(key) != wanted:
             raise CheckpointError(
                 f"the value head in '{folder}' has {key} {facts.get(key)!r}, but this run needs "
-                f"{wanted!r}. Train one for this model and value_loss: leave value_head empty."
+                f"{wanted!r}. Train one for this model and value_loss: leave value_head empty, "
+                "under a new --run-name."
             )
     path = folder / WEIGHTS_NAME
     try:

@@ -5,6 +5,8 @@ from pathlib import Path
 from wmtp.config import Recipe, Settings
 from wmtp.errors import ConfigError
 from wmtp.model.hf_config import TrunkKind, is_model_directory, read_config
+from wmtp.model.multi_token import MultiTokenModel
+from wmtp.model.value_head import read_value_head_facts
 from wmtp.opening.model_names import model_directory
 from wmtp.weighting import find_critic
 
@@ -16,9 +18,22 @@ def check_start(settings: Settings) -> None:
     """Check what the settings name without loading any of it.
 
     Raises:
+        CheckpointError: the value head that is named is not there.
         ConfigError: a model directory is missing, or sizes are missing or out of place.
     """
     models, model = settings.config.paths.models, settings.recipe.model
+    critic = find_critic(settings.recipe.weighting)
+    if critic is not None and critic.reward == "model" and models.rm is None:
+        raise ConfigError(
+            "weighting.reward is 'model': set paths.models.rm to the reward model's directory."
+        )
+    if critic is not None and critic.value_head is not None:
+        read_value_head_facts(Path(critic.value_head))
+    if "reference_ce" in settings.recipe.weighting.needs and models.ref is None:
+        raise ConfigError(
+            f"weighting.algorithm {settings.algorithm} needs a reference model: set "
+            "paths.models.ref to its directory (or export WMTP_REF with configs/local.yaml)."
+        )
     for key, path in (("base", models.base), ("ref", models.ref), ("rm", models.rm)):
         if path is not None and not is_model_directory(model_directory(path)):
             raise ConfigError(
@@ -76,6 +91,28 @@ def check_length(directory: Path, longest: int, kind: TrunkKind | None = None) -
             f"the model in '{directory}' reads at most {most} tokens at once, but the recipe has "
             f"rows of {longest}. Lower data.train.max_length and data.eval.max_length."
         )
+
+
+def check_packing(model: MultiTokenModel, recipe: Recipe, name: str) -> None:
+    """Refuse to pack documents into rows in which a trunk would mix them.
+
+    Raises:
+        ConfigError: says what to set.
+    """
+    longest = max(recipe.data.train.max_length, recipe.data.eval.max_length or 0)
+    most = model.trunk.longest_packed_row
+    if longest <= most or not recipe.data.train.pack_sequences:
+        return
+    reason = (
+        f"in rows of {longest} tokens, only up to {most} (it looks back no further)"
+        if most
+        else "(it takes no mask or no positions for them)"
+    )
+    raise ConfigError(
+        f"'{name}' cannot keep several documents of one row apart {reason}. "
+        "Set data.train.pack_sequences: false"
+        + (f", or data max_length to at most {most}." if most else ".")
+    )
 
 
 def longest_row(recipe: Recipe) -> int:

@@ -13,7 +13,7 @@ from wmtp.data.sources import Source
 from wmtp.data.tokenizer import TextTokenizer
 from wmtp.errors import ConfigError
 from wmtp.loss import Workspace
-from wmtp.opening.checks import check_length
+from wmtp.opening.checks import check_length, check_packing
 from wmtp.opening.model_names import model_directory
 from wmtp.runtime.device import Device
 
@@ -75,8 +75,8 @@ def open_training_data(
     """Rows to learn from, with cached reference scores or else the model that gives them.
 
     Raises:
-        ConfigError: the weighting needs a reference model or a column that is not there.
-        DataError: the data cannot be used.
+        ConfigError: the reference model reads other tokens, or shorter rows.
+        DataError: the data cannot be used, or has no column that the weighting needs.
     """
     train = settings.recipe.data.train
     needs = settings.recipe.weighting.needs
@@ -87,17 +87,14 @@ def open_training_data(
     scores = None
     if "reference_ce" in needs:
         name = settings.config.paths.models.ref
-        if name is None:
-            raise ConfigError(
-                f"weighting.algorithm {settings.algorithm} needs a reference model: set "
-                "paths.models.ref to its directory (or export WMTP_REF with configs/local.yaml)."
-            )
+        assert name is not None  # check_start() has refused that
         directory = model_directory(name)
         check_reference(directory, tokenizer, settings)
         scores = cached_scores(shards, reference_key(settings, shards, directory))
         if scores is None:
             report(f"reference {name} runs at every step; wmtp data score would do it once")
             reference = load_reference(directory, device, workspace)
+            check_packing(reference.model, settings.recipe, name)
         else:
             report(f"reference scores of {name} are cached")
     rows = Rows(

@@ -10,7 +10,7 @@ from wmtp.model.heads import HeadsShape
 from wmtp.model.hf_layout import load_model
 from wmtp.model.llama_shape import LlamaShape
 from wmtp.model.multi_token import MultiTokenModel, build_model
-from wmtp.opening.checks import check_length, longest_row
+from wmtp.opening.checks import check_length, check_packing, longest_row
 from wmtp.opening.model_names import model_directory
 
 
@@ -43,21 +43,8 @@ def open_model(
             f"the model has {model.trunk_shape.vocab_size} token ids, but the tokenizer has "
             f"{tokenizer.vocab_size}. Use the model's own tokenizer, or a larger model.vocab_size."
         )
-    check_packing(model, settings, str(start or f"model.architecture {recipe.model.architecture}"))
+    check_packing(model, recipe, str(start or f"model.architecture {recipe.model.architecture}"))
     return model
-
-
-def check_packing(model: MultiTokenModel, settings: Settings, name: str) -> None:
-    """Refuse to pack documents for a trunk that would mix them.
-
-    Raises:
-        ConfigError: says what to set.
-    """
-    if settings.recipe.data.train.pack_sequences and not model.trunk.keeps_documents_apart:
-        raise ConfigError(
-            f"'{name}' cannot keep several documents of one row apart (it takes no mask or no "
-            "positions for them). Set data.train.pack_sequences: false."
-        )
 
 
 def build_from_scratch(settings: Settings, heads: HeadsShape, vocab_size: int) -> MultiTokenModel:

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from wmtp.config import Settings
 from wmtp.data.pairs import Pairs, find_pairs
@@ -47,15 +48,11 @@ def document_rewards(
     """The reward of every document, NaN where it has none.
 
     Raises:
-        ConfigError: a reward model is asked for and none is named.
         DataError: a reward is out of range for the value loss.
     """
     if critic.reward == "model":
         name = settings.config.paths.models.rm
-        if name is None:
-            raise ConfigError(
-                "weighting.reward is 'model': set paths.models.rm to the reward model's directory."
-            )
+        assert name is not None  # check_start() has refused that
         values = rewards_by_model(shards, tokenizer, model_directory(name), device, report)
     elif shards.rewards is not None:
         values = shards.rewards
@@ -92,7 +89,10 @@ def open_value_data(
         return _open_part(settings, critic, part, tokenizer, cache, device, report)
 
     learned, held_out = open_split("train"), open_split("validation")
-    pairs = find_pairs(learned.shards) if critic.value_loss == "pairwise" else None
+    pairs = None
+    if critic.value_loss == "pairwise":
+        whole_rewards_N = np.where(reaches_end(learned), rewards_of(learned), np.nan)
+        pairs = find_pairs(learned.shards, whole_rewards_N)
     report(
         f"value head: {len(learned):,} documents to learn from, {len(held_out):,} held out"
         + (f", {len(pairs):,} pairs of {pairs.problems:,} problems" if pairs else "")
@@ -127,10 +127,55 @@ def _open_part(
             f"{', '.join(source.path for source in sources)} has a reward. Give JSONL lines "
             "reward or is_correct, a contest file, or weighting.reward: model."
         )
-    return Rows(
+    rows = Rows(
         shards,
         critic.stage1.max_length or settings.recipe.data.train.max_length,
         packed=False,
         mask_prompt=settings.recipe.data.train.mask_prompt,
         rewards=rewards,
     )
+    check_ends(rows, critic, report)
+    return rows
+
+
+def check_ends(rows: Rows, critic: Critic, report: Report) -> None:
+    """Tell how many documents are cut before their end, where a terminal reward lies.
+
+    Raises:
+        DataError: not one with a reward is read to its end, so that nothing would be learned.
+    """
+    whole_N = reaches_end(rows)
+    rewarded_N = np.isfinite(rewards_of(rows))
+    count, cut = int(rewarded_N.sum()), int((rewarded_N & ~whole_N).sum())
+    if cut == count and critic.spread == "terminal":
+        raise DataError(
+            f"none of the {count:,} documents with a reward in '{rows.shards.path}' can be read to "
+            f"its last token within {rows.max_length} tokens, so the value head would learn "
+            "nothing. Raise weighting.stage1.max_length (default: data.train.max_length)."
+        )
+    if cut:
+        report(
+            f"value head: {cut:,} of {count:,} documents are longer than {rows.max_length} tokens "
+            "(weighting.stage1.max_length); how they end is not seen"
+        )
+
+
+def reaches_end(rows: Rows) -> NDArray[np.bool_]:
+    """Which documents have a wanted token, and the last one in their row; one document a row."""
+    wanted = rows.wanted_tokens
+    return (wanted.last >= 0) & (wanted.last - wanted.first < rows.max_length)
+
+
+def rewards_of(rows: Rows) -> NDArray[np.float32]:
+    """The reward of each document, NaN where it has none."""
+    assert rows.rewards is not None
+    return rows.rewards.values
+
+
+def describe_rewards(rewards: DocumentRewards) -> str:
+    """One line on how many of the documents that the model learns from have a reward."""
+    known, count = int(np.isfinite(rewards.values).sum()), len(rewards.values)
+    text = f"rewards: {known:,} of {count:,} training documents have one"
+    if known == count:
+        return text
+    return f"{text}; the others are weighed by the value head's estimates alone"

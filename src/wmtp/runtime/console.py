@@ -19,6 +19,7 @@ from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as RichProgress
 from rich.table import Column
 
+from wmtp.errors import WmtpError
 from wmtp.runtime.durable import storage_errors
 from wmtp.runtime.secrets import without_secrets
 
@@ -131,6 +132,8 @@ class Console:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        if isinstance(error, WmtpError):  # shown by who catches it; the log tells why it ends here
+            self.log(f"error: {without_secrets(str(error))}")
         self.close()
 
     def _show(self, text: str, style: str | None = None) -> None:

@@ -6,12 +6,15 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Self, final
+from typing import Final, Self, final
 
 from wmtp.errors import DataError
 from wmtp.runtime.durable import replace_file, storage_errors
 
 Row = dict[str, int | float]
+
+BEFORE_ALL: Final = -1
+"""For ``cut_back``: a step before the first row."""
 
 
 @final

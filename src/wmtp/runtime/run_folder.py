@@ -122,6 +122,7 @@ def open_run_folder(base_path: Path, name: str) -> RunFolder:
     run = RunFolder(_checked_path(base_path, name))
     if not _holds_anything(run):
         names = [path.parent.name for path in base_path.glob("*/run.yaml")]
+        names = [other for other in names if other != name]
         near = difflib.get_close_matches(name, names, n=1)
         hint = f" Did you mean '{near[0]}'?" if near else ""
         raise ConfigError(
@@ -146,8 +147,9 @@ def _checked_path(base_path: Path, name: str) -> Path:
 
 def _holds_anything(run: RunFolder) -> bool:
     """A start that failed before its first logged step left nothing worth protecting."""
-    if run.metrics_file.exists() and run.metrics_file.stat().st_size > 0:
-        return True
+    for rows in (run.metrics_file, run.stage1.metrics_file):
+        if rows.exists() and rows.stat().st_size > 0:
+            return True
     folders = (run.checkpoints, run.final, run.stage1.checkpoints, run.stage1.final)
     return any(folder.is_dir() and any(folder.iterdir()) for folder in folders)
 

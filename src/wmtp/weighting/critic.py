@@ -125,6 +125,15 @@ class Critic(Weighting):
             for name in ("mean", "square", "weight")
         }
 
+    def taught(self, signals: Signals) -> Tensor:
+        """Where a stream of documents has something for the value head to learn, bool ``[B, S]``.
+
+        It needs no values, so that a step's count is known before its first micro-batch.
+        """
+        if self.value_loss == "pairwise":
+            return end_positions(signals) & taught_positions(signals)
+        return taught_positions(signals)
+
     def value_head_loss(self, scores_BS: Tensor, signals: Signals) -> SumAndCount:
         """What the value head has to learn from a stream of documents, as a sum and a count.
 
