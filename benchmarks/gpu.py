@@ -27,12 +27,13 @@ from torch import Tensor
 
 from wmtp.evaluation.window import Window
 from wmtp.loss import Scope, Workspace, fused_mtp_loss
+from wmtp.loss.pieces import MEBIBYTE
+from wmtp.loss.softmax_step import softmax_minus_one_hot
 from wmtp.model.heads import HeadsShape
 from wmtp.model.llama_shape import LlamaShape
 from wmtp.model.multi_token import MultiTokenModel, build_model
 from wmtp.optim import build_optimizers, clip_gradients, step_optimizers
 from wmtp.runtime.device import Device, available_kinds, choose_device
-from wmtp.sweep import MEBIBYTE, softmax_minus_one_hot
 from wmtp.train import gradient_of
 from wmtp.weighting import Rho1, Signals, Weighting, weigh_chunk
 
@@ -269,7 +270,7 @@ def kernel_checks(device: Device, plan: Plan) -> Iterator[Check]:
         if not device.loss_kernel:
             yield Check(name, "not for this device", None)
             continue
-        from wmtp.softmax_kernel import softmax_minus_one_hot as kernel
+        from wmtp.loss.softmax_kernel import softmax_minus_one_hot as kernel
 
         logits = (torch.randn(256, vocab, device=device.torch_device) * 3).to(dtype)
         targets = torch.randint(-1, vocab, (256,), device=device.torch_device)

@@ -31,7 +31,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from wmtp.loss import Scope, Weigh, Workspace, fused_mtp_loss, measure_ce
-from wmtp.sweep import MEBIBYTE
+from wmtp.loss.pieces import MEBIBYTE
 from wmtp.weighting import Rho1, Signals, Weighting, weigh_chunk
 
 CHUNK_ROWS = 512

@@ -381,3 +381,14 @@ def test_swapped_files_are_told_apart(tmp_path: Path) -> None:
     for file, key, other in ((recipe, "data", "recipe"), (config, "devices", "config")):
         ending = f": {key} belongs in the file that --{other} names."
         assert any(line.startswith(f"{file}:") and line.endswith(ending) for line in lines)
+
+
+@pytest.mark.parametrize("override", ["data.rewards={sources: [x.jsonl]}", "optim.value_lr=0.001"])
+def test_what_only_the_critic_uses_is_refused_elsewhere(tmp_path: Path, override: str) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "data: {train: {sources: [x.txt]}}\nweighting: {algorithm: baseline-mtp}\n"
+        "train: {max_steps: 1}\n"
+    )
+    with pytest.raises(ConfigError, match="critic-wmtp alone"):
+        load_settings(None, str(recipe), overrides=(override,))

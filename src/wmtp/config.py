@@ -380,6 +380,15 @@ class Recipe(Section):
                     f"{key} {list(scale)} must have {horizon} factors of at least 0, "
                     "not all 0, one per head (model.heads.horizon)"
                 )
+        if find_critic(self.weighting) is None:
+            for key, given in (
+                ("data.rewards", self.data.rewards.sources),
+                ("optim.value_lr", self.optim.value_lr),
+            ):
+                if given:
+                    raise ValueError(
+                        f"{key} is for weighting.algorithm critic-wmtp alone: remove it"
+                    )
         if self.train.freeze == "trunk" and horizon == 1:
             raise ValueError(
                 "train.freeze is 'trunk' but model.heads.horizon is 1: nothing to train"

@@ -10,9 +10,9 @@ from wmtp import __version__
 from wmtp.data.tokenizer import TextTokenizer
 from wmtp.errors import CheckpointError
 from wmtp.evaluation.window import Window
-from wmtp.model.hf_config import SpecialTokens
 from wmtp.model.hf_layout import save_model
 from wmtp.model.multi_token import MultiTokenModel
+from wmtp.model.stored_config import SpecialTokens
 from wmtp.model.value_head import ValueHead
 from wmtp.optim import load_optimizer_tensors, optimizer_tensors
 from wmtp.runtime.device import Device

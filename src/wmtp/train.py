@@ -41,6 +41,7 @@ from wmtp.runtime.run_folder import RunFolder
 from wmtp.runtime.stopping import StopRequest
 from wmtp.runtime.tensorboard_destination import TensorboardDestination
 from wmtp.runtime.tracking import Destination, Trackers
+from wmtp.stage1.loop import prepare_value_head
 from wmtp.state import (
     Moving,
     Progress,
@@ -50,7 +51,6 @@ from wmtp.state import (
     save_checkpoint,
     save_model_directory,
 )
-from wmtp.value_training import prepare_value_head
 from wmtp.weighting import Signals, find_critic, observe, weigh_chunk
 
 SMALLEST_LOSS_SCALE = 2.0**-20

@@ -8,8 +8,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tests.model.toys import KINDS, TRUNKS, stream, toy_model
-from wmtp.model.hf_config import SpecialTokens
 from wmtp.model.hf_layout import load_model, save_model
+from wmtp.model.stored_config import SpecialTokens
 
 TABLE = list(product(TRUNKS, KINDS))
 H = 3

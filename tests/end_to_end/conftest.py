@@ -9,10 +9,10 @@ import yaml
 from wmtp.cli import _with_resume_value, app
 from wmtp.data.tokenizer import TextTokenizer
 from wmtp.model.heads import HeadsShape
-from wmtp.model.hf_config import SpecialTokens
 from wmtp.model.hf_layout import save_model
 from wmtp.model.llama_shape import LlamaShape
 from wmtp.model.multi_token import build_model
+from wmtp.model.stored_config import SpecialTokens
 
 TEXT = "\n".join(
     f"def add_{i}(a, b):\n    return a + b + {i}\n\n\nprint(add_{i}({i}, {2 * i}))"

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from tests.loss.test_softmax_step import logits_and_targets
-from wmtp.softmax_kernel import softmax_minus_one_hot as softmax_kernel
-from wmtp.sweep import NO_TARGET, Workspace, softmax_minus_one_hot
+from wmtp.loss.softmax_kernel import softmax_minus_one_hot as softmax_kernel
+from wmtp.loss.softmax_step import NO_TARGET, softmax_minus_one_hot
+from wmtp.loss.workspace import Workspace
 
 # a bf16 number is off by at most 2^-9 of itself once it is rounded; one step of rounding apart
 BF16 = {"rtol": 2**-7, "atol": 1e-6}

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from wmtp.sweep import NO_TARGET, softmax_minus_one_hot
+from wmtp.loss.softmax_step import NO_TARGET, softmax_minus_one_hot
 
 
 def logits_and_targets(rows: int, vocabulary: int) -> tuple[Tensor, Tensor]:
@@ -65,7 +65,7 @@ def test_kernel_compiles_for_a_gpu_that_is_not_here(
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource, compile
 
-    from wmtp import softmax_kernel
+    from wmtp.loss import softmax_kernel
 
     types = {"logits": f"*{element}", "targets": "*i64", "ce": "*fp32", "correct": "*i8"}
     sizes = {"row_stride": "i32", "vocabulary": "i32", "BLOCK": "constexpr"}

@@ -11,10 +11,11 @@ from transformers import AutoModelForCausalLM
 from tests.model.toys import shape, stream, toy_model
 from wmtp.errors import CheckpointError, StorageError
 from wmtp.model.heads import HeadsShape
-from wmtp.model.hf_config import SpecialTokens, read_config
+from wmtp.model.hf_config import read_config
 from wmtp.model.hf_layout import load_model, save_model, tokenizer_files
 from wmtp.model.multi_token import build_model
 from wmtp.model.rotary import Llama3Scaling
+from wmtp.model.stored_config import SpecialTokens
 
 TOKENS = SpecialTokens(1, (2, 3), 0)
 WEIGHTS = "model.safetensors"

@@ -12,8 +12,9 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 from tests.model.toys import stream, toy_model
 from wmtp.errors import CheckpointError
 from wmtp.model.heads import HeadsShape
-from wmtp.model.hf_config import SpecialTokens, read_config
+from wmtp.model.hf_config import read_config
 from wmtp.model.hf_layout import load_model, save_model
+from wmtp.model.stored_config import SpecialTokens
 
 TOKENS = SpecialTokens(1, (2,), 0)
 D, F, V, N, G, C = 32, 48, 64, 4, 2, 8

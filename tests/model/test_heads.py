@@ -5,9 +5,9 @@ import torch
 from torch import Tensor
 
 from wmtp.model.heads import HeadsShape
-from wmtp.model.hf_config import SpecialTokens
 from wmtp.model.hf_layout import load_model, save_model
 from wmtp.model.multi_token import MultiTokenModel
+from wmtp.model.stored_config import SpecialTokens
 
 from .toys import stream, toy_model
 

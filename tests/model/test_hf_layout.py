@@ -8,8 +8,8 @@ from safetensors.torch import load_file, save_file
 
 from wmtp.errors import CheckpointError
 from wmtp.model.heads import HeadsShape
-from wmtp.model.hf_config import SpecialTokens
 from wmtp.model.hf_layout import load_model, save_model
+from wmtp.model.stored_config import SpecialTokens
 
 from .toys import toy_model
 

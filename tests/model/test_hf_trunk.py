@@ -9,9 +9,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from tests.model.toys import shape, stream
 from wmtp.errors import CheckpointError
 from wmtp.model.heads import HeadsShape
-from wmtp.model.hf_config import SpecialTokens
 from wmtp.model.hf_layout import load_model, save_model
 from wmtp.model.hf_trunk import HfTrunk, build_hf_model
+from wmtp.model.stored_config import SpecialTokens
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 LLAMA_SIZES = SIZES | {"intermediate_size": 48, "num_key_value_heads": 2}

@@ -9,8 +9,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qw
 from transformers.models.qwen3 import Qwen3ForCausalLM
 
 from wmtp.model.generate import Sampling, generate
-from wmtp.model.hf_config import SpecialTokens
 from wmtp.model.hf_layout import load_model, save_model
+from wmtp.model.stored_config import SpecialTokens
 
 from .toys import stream, toy_model
 

@@ -18,17 +18,9 @@ from torch import Tensor
 
 from wmtp.errors import CheckpointError, StorageError
 from wmtp.model.heads import HeadsShape
-from wmtp.model.hf_config import (
-    MTP_LLAMA,
-    SpecialTokens,
-    StoredConfig,
-    TrunkKind,
-    config_json,
-    mtp_llama_json,
-    read_config,
-    special_tokens_json,
-)
+from wmtp.model.hf_config import read_config
 from wmtp.model.llama import LlamaTrunk
+from wmtp.model.llama_config import MTP_LLAMA, config_json, mtp_llama_json
 from wmtp.model.llama_shape import LlamaShape
 from wmtp.model.meta_layout import meta_name, rotate_by_halves
 from wmtp.model.multi_token import (
@@ -38,6 +30,7 @@ from wmtp.model.multi_token import (
     initialize_from_scratch,
 )
 from wmtp.model.safetensors_writer import write_safetensors
+from wmtp.model.stored_config import SpecialTokens, StoredConfig, TrunkKind, special_tokens_json
 from wmtp.model.stored_names import MTP_LLAMA_NORM, foreign_name, is_of_heads, layout_name
 from wmtp.model.stored_tensors import (
     CONFIG_NAME,

@@ -11,7 +11,9 @@ from transformers.configuration_utils import PretrainedConfig
 
 from wmtp.errors import CheckpointError
 from wmtp.model.heads import HeadsShape
-from wmtp.model.hf_config import (
+from wmtp.model.hf_trunk import HfTrunk, hf_shape, quiet_transformers, told_plainly
+from wmtp.model.llama_shape import LlamaShape
+from wmtp.model.stored_config import (
     SpecialTokens,
     StoredConfig,
     mtp_section,
@@ -20,8 +22,6 @@ from wmtp.model.hf_config import (
     special_tokens,
     special_tokens_json,
 )
-from wmtp.model.hf_trunk import HfTrunk, hf_shape, quiet_transformers, told_plainly
-from wmtp.model.llama_shape import LlamaShape
 from wmtp.model.stored_tensors import CONFIG_NAME, check_names, tensor_files
 
 

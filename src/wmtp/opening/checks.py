@@ -4,8 +4,9 @@ from pathlib import Path
 
 from wmtp.config import Recipe, Settings
 from wmtp.errors import ConfigError
-from wmtp.model.hf_config import TrunkKind, is_model_directory, read_config
+from wmtp.model.hf_config import is_model_directory, read_config
 from wmtp.model.multi_token import MultiTokenModel
+from wmtp.model.stored_config import TrunkKind
 from wmtp.model.value_head import read_value_head_facts
 from wmtp.opening.model_names import model_directory
 from wmtp.weighting import find_critic

@@ -12,17 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wmtp.sweep import Scope, Sweep, Weigh, Workspace
-
-__all__ = [
-    "LossOutput",
-    "Scope",
-    "Weigh",
-    "Workspace",
-    "fused_mtp_loss",
-    "measure_ce",
-    "weighted_mtp_loss",
-]
+from wmtp.loss.sweep import Scope, Sweep, Weigh
+from wmtp.loss.workspace import Workspace
 
 
 def weighted_mtp_loss(

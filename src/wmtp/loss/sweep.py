@@ -1,10 +1,9 @@
-"""One pass over the targets of a micro-batch: the schedules behind ``loss.fused_mtp_loss``.
+"""One pass over the targets of a micro-batch: the schedules behind ``fused.fused_mtp_loss``.
 
-``Workspace`` holds a few hundred rows of logits, ``Sweep`` fills them chunk by chunk, asks for
+A ``Workspace`` holds a few hundred rows of logits, ``Sweep`` fills them chunk by chunk, asks for
 weights when the cross-entropy they depend on is there, and turns the same memory into gradients.
 """
 
-import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,11 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+
+from wmtp.loss.pieces import MOVED_BYTES, slices
+from wmtp.loss.products import add_product, product
+from wmtp.loss.softmax_step import NO_TARGET
+from wmtp.loss.workspace import Workspace
 
 Scope = Literal["known", "token", "sequence"]
 """What a weight depends on: nothing the loss computes, the cross-entropy of all heads at one
@@ -25,79 +29,9 @@ Weigh = Callable[[Tensor | None, slice | Tensor], Tensor]
 ``sequence``: ``ce`` is ``[b, S, H]`` and ``part`` is the slice of rows of the batch.
 """
 
-SoftmaxStep = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""``softmax_minus_one_hot``, or a kernel that does the same."""
-
-MEBIBYTE = 1 << 20
-NO_TARGET = -1
-"""Stands for the target of a row that has none."""
 
 ROWS_MOVED_IN_CACHE = 8
 """Rows of logits copied at a time on a CPU."""
-ALIGNMENT = 64
-"""16-bit numbers in the 128 bytes that a GPU reads at a time."""
-MOVED_BYTES = 32 * MEBIBYTE
-"""Logits copied at a time on an accelerator, where many small copies would cost more."""
-
-
-class Workspace:
-    """Scratch memory for logits, kept between micro-batches so that it is paged in once.
-
-    Args:
-        limit_bytes: the most that logits may take, whatever B, S and H are.
-        chunk_rows: rows of logits handled at a time; 256-512 suits CPU caches.
-        exact_counts: reading a count back from the device is free (CPU), so that rows which need
-            no work are left out. Elsewhere shapes stay fixed and such rows get weight 0.
-        product_dtype: of logits and matrix products, whose sums stay float32. None means at least
-            float32. A 16-bit one needs a copy of a float32 unembedding while the loss runs.
-        kernel: the softmax step is one Triton kernel; only where Triton compiles for the device.
-    """
-
-    def __init__(
-        self,
-        limit_bytes: int = 256 * MEBIBYTE,
-        chunk_rows: int = 512,
-        *,
-        exact_counts: bool = True,
-        product_dtype: torch.dtype | None = None,
-        kernel: bool = False,
-    ) -> None:
-        if limit_bytes < 1 or chunk_rows < 1:
-            raise ValueError(f"limit_bytes={limit_bytes}, chunk_rows={chunk_rows} must be positive")
-        self.limit_bytes = limit_bytes
-        self.chunk_rows = chunk_rows
-        self.exact_counts = exact_counts
-        self.product_dtype = product_dtype
-        self.softmax_step = _kernel_step() if kernel else softmax_minus_one_hot
-        self._buffer: Tensor | None = None
-
-    def rows_that_fit(self, vocab_size: int, itemsize: int) -> int:
-        """How many rows of logits the limit allows, at least one."""
-        return max(1, self.limit_bytes // (_row_stride(vocab_size, itemsize) * itemsize))
-
-    def rows_per_chunk(self, vocab_size: int, itemsize: int) -> int:
-        """Rows handled by one matrix product."""
-        return min(self.chunk_rows, self.rows_that_fit(vocab_size, itemsize))
-
-    def logits(self, rows: int, like_VD: Tensor) -> Tensor:
-        """Return uninitialized ``[rows, V]`` scratch of the dtype and device of ``like_VD``."""
-        stride = _row_stride(len(like_VD), like_VD.element_size())
-        count = rows * stride
-        held = self._buffer
-        if (
-            held is None
-            or held.numel() < count
-            or held.dtype != like_VD.dtype
-            or held.device != like_VD.device
-        ):
-            self._buffer = held = None  # freed before the larger one is asked for
-            self._buffer = held = like_VD.new_empty(count)
-        return held[:count].view(rows, stride)[:, : len(like_VD)]
-
-
-def _row_stride(vocab_size: int, itemsize: int) -> int:
-    """Numbers from one row of logits to the next; tensor cores want 16-bit ones aligned."""
-    return -(-vocab_size // ALIGNMENT) * ALIGNMENT if itemsize == 2 else vocab_size
 
 
 @dataclass
@@ -284,7 +218,7 @@ class Sweep:
         held, start = [], 0
         for unembedding, own in self.by_matrix(rows):
             residual_RV = logits_RV[start : start + len(own)]
-            for piece in _slices(len(own), self.chunk_rows):
+            for piece in slices(len(own), self.chunk_rows):
                 self.softmax(unembedding, own[piece], residual_RV[piece])
             held.append((unembedding, own, residual_RV))
             start += len(own)
@@ -303,7 +237,7 @@ class Sweep:
             if len(kept) < len(rows):
                 _move_up(residual_RV, kept, step)
                 rows = rows[kept]
-            for piece in _slices(len(rows), self.chunk_rows):
+            for piece in slices(len(rows), self.chunk_rows):
                 self.send_back(unembedding, rows[piece], residual_RV[piece])
 
     def softmax(self, unembedding: Unembedding, rows: Tensor, logits_RV: Tensor) -> Tensor:
@@ -324,14 +258,14 @@ class Sweep:
         weight_R1 = (self.scale_R[rows] * self.weights_R[rows]).unsqueeze(1)
         if unembedding.gradient_VD is not None:
             weighted_RD = self.hidden(rows).to(self.ce_R.dtype).mul_(weight_R1)
-            _add_product(
+            add_product(
                 unembedding.gradient_VD,
                 residual_RV.t(),
                 weighted_RD.to(matrix_VD.dtype),
                 self.factor,
             )
         if unembedding.hidden_learns:
-            dx_RD = _product(residual_RV, matrix_VD, self.ce_R.dtype).mul_(weight_R1 * self.factor)
+            dx_RD = product(residual_RV, matrix_VD, self.ce_R.dtype).mul_(weight_R1 * self.factor)
             self.flat_RD[self.places(rows)] = dx_RD.to(self.flat_RD.dtype)
             self.has_gradient_R.index_fill_(0, rows, True)
         self.gradient_rows += len(rows)
@@ -432,49 +366,6 @@ class Sweep:
         return self.flat_RD.view(H, B, S, -1).unbind()
 
 
-def softmax_minus_one_hot(logits_RV: Tensor, targets_R: Tensor) -> tuple[Tensor, Tensor]:
-    """Turn logits into softmax minus one-hot in place; cross-entropy and hits come out.
-
-    Args:
-        logits_RV: overwritten; 16-bit ones are worked on in float32, some rows at a time.
-        targets_R: int64, ``NO_TARGET`` where there is none: cross-entropy 0, no hit.
-
-    Returns:
-        ``(ce_R, correct_R)``: nats, at least float32, and whether the target has the largest
-        logit.
-
-    Example:
-        >>> logits = torch.zeros(2, 4)
-        >>> softmax_minus_one_hot(logits, torch.tensor([1, NO_TARGET]))
-        (tensor([1.3863, 0.0000]), tensor([ True, False]))
-        >>> logits[0]
-        tensor([ 0.2500, -0.7500,  0.2500,  0.2500])
-    """
-    if logits_RV.dtype in (torch.bfloat16, torch.float16):
-        parts = []
-        for piece in _slices(len(logits_RV), max(1, MOVED_BYTES // (4 * logits_RV.shape[1]))):
-            wide_RV = logits_RV[piece].float()
-            parts.append(softmax_minus_one_hot(wide_RV, targets_R[piece]))
-            logits_RV[piece] = wide_RV
-        ce_R, correct_R = (torch.cat(part) for part in zip(*parts, strict=True))
-        return ce_R, correct_R
-    valid_R = targets_R >= 0
-    targets_R1 = targets_R.clamp(min=0).unsqueeze(1)
-    z_target_R = logits_RV.gather(1, targets_R1).squeeze(1)
-    z_max_R = logits_RV.amax(1)
-    torch.softmax(logits_RV, 1, out=logits_RV)
-    ce_R = z_max_R - logits_RV.amax(1).log() - z_target_R
-    logits_RV.scatter_add_(1, targets_R1, logits_RV.new_full((1, 1), -1.0).expand_as(targets_R1))
-    return ce_R.masked_fill(~valid_R, 0), (z_target_R >= z_max_R) & valid_R
-
-
-def _kernel_step() -> SoftmaxStep:
-    """The Triton kernel; Triton is imported here, as most machines are without it."""
-    from wmtp.softmax_kernel import softmax_minus_one_hot
-
-    return softmax_minus_one_hot
-
-
 def _distinct(
     unembeddings: Sequence[Tensor], horizon: int, dtype: torch.dtype
 ) -> list[Unembedding]:
@@ -519,60 +410,8 @@ def _places_of(wanted_R: Tensor, most: int) -> Tensor:
     return wanted_first[:most].sort().values
 
 
-@functools.cache
-def _wide_sums(device: torch.device, narrow: torch.dtype) -> Literal["add", "new", "none"]:
-    """How far the device sums 16-bit products in a float32 result: into one there, a new one.
-
-    Not every version and device of torch has both; asked once, of the smallest product there is.
-    """
-    one = torch.ones(1, 1, dtype=narrow, device=device)
-    total = torch.zeros(1, 1, dtype=torch.float32, device=device)
-    try:
-        torch.mm(one, one, out_dtype=torch.float32)
-    except RuntimeError:  # NotImplementedError is one
-        return "none"
-    try:
-        torch.addmm(total, one, one, out_dtype=torch.float32, out=total)
-    except RuntimeError:
-        return "new"
-    return "add"
-
-
-def _product(left_RV: Tensor, right_VD: Tensor, wide: torch.dtype) -> Tensor:
-    """Matrix product with a result as wide as asked."""
-    if left_RV.dtype != wide and _wide_sums(left_RV.device, left_RV.dtype) != "none":
-        return torch.mm(left_RV, right_VD, out_dtype=wide)
-    return torch.mm(left_RV, right_VD).to(wide)
-
-
-def _add_product(sum_VD: Tensor, left_VR: Tensor, right_RD: Tensor, factor: float) -> None:
-    """``sum += factor * left @ right``, added up as wide as ``sum`` is."""
-    if left_VR.dtype == sum_VD.dtype:
-        sum_VD.addmm_(left_VR, right_RD, alpha=factor)
-        return
-    way = _wide_sums(left_VR.device, left_VR.dtype)
-    if way == "add":
-        torch.addmm(sum_VD, left_VR, right_RD, out_dtype=sum_VD.dtype, alpha=factor, out=sum_VD)
-        return
-    most = max(1, MOVED_BYTES // (4 * max(left_VR.shape[1], right_RD.shape[1])))
-    for part in _slices(len(sum_VD), most):  # or a second [V, D] would exist
-        if way == "new":
-            product_VD = torch.mm(left_VR[part], right_RD, out_dtype=sum_VD.dtype)
-            sum_VD[part].add_(product_VD, alpha=factor)
-        else:
-            left, right = left_VR[part].to(sum_VD.dtype), right_RD.to(sum_VD.dtype)
-            sum_VD[part].addmm_(left, right, alpha=factor)
-
-
-def _slices(count: int, most: int) -> Iterator[slice]:
-    """Cut ``range(count)`` into pieces of nearly one length, none longer than ``most``."""
-    pieces = -(-count // most)
-    for i in range(pieces):
-        yield slice(count * i // pieces, count * (i + 1) // pieces)
-
-
 def _chunks(rows: Tensor, most: int) -> Iterator[Tensor]:
-    for piece in _slices(len(rows), most):
+    for piece in slices(len(rows), most):
         yield rows[piece]
 
 
@@ -582,5 +421,5 @@ def _move_up(logits_RV: Tensor, kept: Tensor, rows_at_a_time: int) -> None:
     Safe in place because ``kept`` rises: place ``i`` is written only after every row before
     ``kept[i]`` was read. A few rows at a time, so that the copy stays small.
     """
-    for piece in _slices(len(kept), rows_at_a_time):
+    for piece in slices(len(kept), rows_at_a_time):
         logits_RV[piece] = logits_RV[kept[piece]]

@@ -15,8 +15,8 @@ from wmtp.data.rows import DocumentRewards, Rows
 from wmtp.data.shard_writer import write_shards
 from wmtp.data.shards import open_shards
 from wmtp.data.tokenizer_training import train_tokenizer
-from wmtp.frozen_states import FrozenStates
 from wmtp.runtime.device import choose_device
+from wmtp.stage1.frozen_states import FrozenStates
 
 LENGTHS = (5, 9, 30)
 

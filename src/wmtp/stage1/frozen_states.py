@@ -9,7 +9,7 @@ from torch import Tensor
 from wmtp.data.batches import gather_rows
 from wmtp.data.rows import Rows
 from wmtp.job import Job
-from wmtp.sweep import MEBIBYTE
+from wmtp.loss.pieces import MEBIBYTE
 
 
 @final

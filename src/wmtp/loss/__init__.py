@@ -1,0 +1,15 @@
+"""The weighted multi-token loss: the plain formula, and one pass that never holds all logits."""
+
+from wmtp.loss.fused import LossOutput, fused_mtp_loss, measure_ce, weighted_mtp_loss
+from wmtp.loss.sweep import Scope, Weigh
+from wmtp.loss.workspace import Workspace
+
+__all__ = [
+    "LossOutput",
+    "Scope",
+    "Weigh",
+    "Workspace",
+    "fused_mtp_loss",
+    "measure_ce",
+    "weighted_mtp_loss",
+]

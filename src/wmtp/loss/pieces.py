@@ -1,0 +1,14 @@
+"""Large work in pieces of a bounded size."""
+
+from collections.abc import Iterator
+
+MEBIBYTE = 1 << 20
+MOVED_BYTES = 32 * MEBIBYTE
+"""Logits copied at a time on an accelerator, where many small copies would cost more."""
+
+
+def slices(count: int, most: int) -> Iterator[slice]:
+    """Cut ``range(count)`` into pieces of nearly one length, none longer than ``most``."""
+    pieces = -(-count // most)
+    for i in range(pieces):
+        yield slice(count * i // pieces, count * (i + 1) // pieces)
