@@ -76,7 +76,8 @@ def check_start(settings: Settings) -> None:
     if models.base is not None and given:
         raise ConfigError(
             f"both a start and a shape are given: paths.models.base is '{models.base}', and the "
-            f"recipe has {', '.join(f'model.{name}' for name in given)}. Remove one of them."
+            f"recipe has {', '.join(f'model.{name}' for name in given)}. Remove one of them "
+            "(configs/local.yaml takes the start from WMTP_BASE)."
         )
 
 
