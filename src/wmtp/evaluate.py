@@ -62,13 +62,7 @@ def evaluate(
     tokenizer = TextTokenizer.load(directory)
     model = load_model(directory).to(device.torch_device).eval()
     length = min(max_length, model.trunk_shape.max_seq_length)
-    workspace = Workspace(
-        device.loss_workspace_bytes,
-        device.loss_chunk_rows,
-        exact_counts=device.exact_counts,
-        product_dtype=device.loss_product_dtype,
-        kernel=device.loss_kernel,
-    )
+    workspace = device.loss_workspace()
     result: dict[str, Any] = {
         "model": str(directory),
         "wmtp": __version__,

@@ -141,7 +141,7 @@ def assembled(
     device = choose_device(config.devices.compute_backend, config.devices.mixed_precision)
     check_start(settings)
     tokenizer = open_tokenizer(settings)
-    workspace = open_workspace(settings, device)
+    workspace = device.loss_workspace(recipe.loss.chunk_rows)
     with tempfile.TemporaryDirectory() as temporary:
         kept = keep_shards or is_prepared(settings, tokenizer)
         cache = shard_cache(settings) if kept else Path(temporary)
@@ -188,14 +188,3 @@ def assembled(
             workspace=workspace,
             max_steps=steps,
         )
-
-
-def open_workspace(settings: Settings, device: Device) -> Workspace:
-    """Scratch memory for the loss, as the device likes it."""
-    return Workspace(
-        device.loss_workspace_bytes,
-        settings.recipe.loss.chunk_rows or device.loss_chunk_rows,
-        exact_counts=device.exact_counts,
-        product_dtype=device.loss_product_dtype,
-        kernel=device.loss_kernel,
-    )

@@ -203,6 +203,29 @@ def set_learning_rate(optimizers: Optimizers, lr: float) -> None:
             group["lr"] = lr * group["lr_scale"]
 
 
+def note_first_bad(first_bad: Tensor, finite: Tensor, step: int) -> Tensor:
+    """Note the first step whose gradient was not finite, in place and without looking at it.
+
+    Args:
+        first_bad: float scalar on the device, infinite while every gradient was finite.
+        finite: bool scalar, whether this step's gradient is.
+        step: its number.
+
+    Returns:
+        bool scalar, whether this update and all later ones are to be held back.
+
+    Example:
+        >>> first_bad, bad = torch.tensor(torch.inf), torch.tensor(False)
+        >>> [note_first_bad(first_bad, finite, s).item() for s, finite in ((1, ~bad), (2, bad))]
+        [False, True]
+        >>> note_first_bad(first_bad, ~bad, 3), first_bad
+        (tensor(True), tensor(2.))
+    """
+    this_step = torch.full_like(first_bad, step)
+    first_bad.copy_(torch.where(finite, first_bad, torch.minimum(first_bad, this_step)))
+    return first_bad.isfinite()
+
+
 def step_optimizers(optimizers: Optimizers, held_back: Tensor | None = None) -> None:
     """Move the parameters, unless ``held_back`` says not to.
 

@@ -5,7 +5,6 @@ from wmtp.data.prepare import prepare_cached
 from wmtp.data.reference import load_reference, score_rows
 from wmtp.data.scores import cached_scores, scoring_rows, write_scores
 from wmtp.errors import ConfigError
-from wmtp.job import open_workspace
 from wmtp.opening.checks import check_packing, check_start
 from wmtp.opening.data import (
     as_source,
@@ -45,7 +44,9 @@ def score_training_data(settings: Settings, console: Console) -> str:
     key = reference_key(settings, shards, directory)
     column = cached_scores(shards, key)
     if column is None:
-        reference = load_reference(directory, device, open_workspace(settings, device))
+        reference = load_reference(
+            directory, device, device.loss_workspace(settings.recipe.loss.chunk_rows)
+        )
         check_packing(reference.model, settings.recipe, str(directory))
         rows = scoring_rows(shards, train.max_length, train.pack_sequences)
         with console.progress(0, len(rows), "row") as bar:

@@ -16,7 +16,7 @@ from wmtp.model.stored_config import SpecialTokens
 from wmtp.model.value_head import ValueHead
 from wmtp.optim import load_optimizer_tensors, optimizer_tensors
 from wmtp.runtime.device import Device
-from wmtp.runtime.training_state import load_state, save_state
+from wmtp.runtime.training_state import load_state, part_of, save_state
 
 TRAINING_STATE = "training_state"
 
@@ -125,17 +125,14 @@ def load_checkpoint(folder: Path, moving: Moving, device: Device) -> None:
     """
     tensors, values = load_state(folder / TRAINING_STATE)
 
-    def part(prefix: str) -> dict[str, Tensor]:
-        return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-
     try:
         named = named_parameters(moving.model, moving.value_head)
-        load_optimizer_tensors(moving.optimizers, named, part("optimizer."))
+        load_optimizer_tensors(moving.optimizers, named, part_of(tensors, "optimizer."))
         if moving.value_head is not None:
-            moving.value_head.load_state_dict(part("value_head."))
+            moving.value_head.load_state_dict(part_of(tensors, "value_head."))
         for name, value in moving.memory.items():
             value.copy_(tensors[f"memory.{name}"])
-        moving.window.load(part("window."))
+        moving.window.load(part_of(tensors, "window."))
         for name, value in Progress(**values["progress"]).__dict__.items():
             setattr(moving.progress, name, value)
     except (KeyError, TypeError, RuntimeError) as error:
@@ -144,4 +141,4 @@ def load_checkpoint(folder: Path, moving: Moving, device: Device) -> None:
             "wrote it, or start anew with paths.models.base set to it."
         ) from error
     moving.scaler.load_state_dict(values["grad_scaler"])
-    device.set_rng_state(part("rng."))
+    device.set_rng_state(part_of(tensors, "rng."))

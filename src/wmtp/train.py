@@ -25,6 +25,7 @@ from wmtp.optim import (
     clip_gradients,
     head_scale_at,
     learning_rate,
+    note_first_bad,
     set_learning_rate,
     step_optimizers,
 )
@@ -421,10 +422,7 @@ def held_back(moving: Moving, finite: Tensor) -> Tensor:
     """
     if moving.scaler.is_enabled():
         return ~finite
-    first_bad = moving.first_bad_step
-    this_step = torch.full_like(first_bad, moving.progress.step + 1)
-    first_bad.copy_(torch.where(finite, first_bad, torch.minimum(first_bad, this_step)))
-    return first_bad.isfinite()
+    return note_first_bad(moving.first_bad_step, finite, moving.progress.step + 1)
 
 
 def raise_if_diverged(moving: Moving, folder: RunFolder) -> None:

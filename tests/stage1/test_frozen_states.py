@@ -43,7 +43,7 @@ def job() -> Any:
 
 
 def test_states_are_those_of_the_document_alone(rows: Rows) -> None:
-    states, here = FrozenStates(job(), rows), job()
+    states, here = FrozenStates(job(), rows, limit_bytes=1 << 20), job()
     for document in (2, 0, 1, 0):
         start = int(rows.starts(np.array([document]))[0])
         stop = int(rows.stops(np.array([document]))[0])
@@ -54,7 +54,7 @@ def test_states_are_those_of_the_document_alone(rows: Rows) -> None:
 
 
 def test_the_end_is_the_position_before_the_last_token(rows: Rows) -> None:
-    states = FrozenStates(job(), rows)
+    states = FrozenStates(job(), rows, limit_bytes=1 << 20)
     end = states.end(0)
     assert end is not None
     assert torch.equal(end, states.all(0)[-2])  # the last token is what it looks towards
@@ -62,7 +62,10 @@ def test_the_end_is_the_position_before_the_last_token(rows: Rows) -> None:
 
 
 def test_without_room_nothing_but_ends_is_kept_and_nothing_changes(rows: Rows) -> None:
-    roomy, cramped = FrozenStates(job(), rows), FrozenStates(job(), rows, limit_bytes=0)
+    roomy, cramped = (
+        FrozenStates(job(), rows, limit_bytes=1 << 20),
+        FrozenStates(job(), rows, limit_bytes=0),
+    )
     for document in (0, 1, 2, 0):
         assert torch.equal(roomy.all(document), cramped.all(document))
     end, other = roomy.end(1), cramped.end(1)

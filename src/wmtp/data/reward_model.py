@@ -20,7 +20,6 @@ from wmtp.data.reference import fingerprint_model
 from wmtp.data.shards import Shards, add_document_column
 from wmtp.data.tokenizer import TextTokenizer
 from wmtp.errors import CheckpointError, DataError
-from wmtp.model.stored_tensors import check_names, tensor_files
 from wmtp.runtime.device import Device
 
 
@@ -69,20 +68,11 @@ def load_reward_model(directory: Path, device: Device) -> RewardModel:
     # transformers takes seconds to import, and only who asks for a reward model needs it here
     from transformers import AutoModelForSequenceClassification
 
-    from wmtp.model.hf_trunk import longest_row_of, quiet_transformers, told_plainly
+    from wmtp.model.hf_trunk import longest_row_of
+    from wmtp.model.transformers_calls import read_network
 
-    tensor_files(directory)  # refuses pickles and torn files in our own words
     problem = f"paths.models.rm is '{directory}', which transformers cannot load as a classifier"
-    with quiet_transformers(), told_plainly(problem):
-        network, report = AutoModelForSequenceClassification.from_pretrained(
-            directory,
-            dtype=torch.float32,
-            use_safetensors=True,
-            trust_remote_code=False,
-            local_files_only=True,
-            output_loading_info=True,
-        )
-    check_names(directory, report["missing_keys"], ())
+    network, _ = read_network(AutoModelForSequenceClassification, directory, problem)
     if network.config.num_labels > 2:
         raise CheckpointError(
             f"paths.models.rm is '{directory}', which tells {network.config.num_labels} labels "

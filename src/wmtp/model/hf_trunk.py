@@ -6,23 +6,20 @@ into one row stay apart. Code that a model directory brings along is never run.
 """
 
 import inspect
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, cast, final
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrainedModel
 from transformers.configuration_utils import PretrainedConfig
-from transformers.utils import logging as transformers_logging
 
-from wmtp.errors import CheckpointError, WmtpError
+from wmtp.errors import CheckpointError
 from wmtp.model.heads import HeadsShape
 from wmtp.model.kv_cache import Cache
 from wmtp.model.llama import rotary_table
 from wmtp.model.llama_shape import LlamaShape
 from wmtp.model.multi_token import MultiTokenModel, attach_heads
+from wmtp.model.transformers_calls import quiet_transformers, told_plainly
 from wmtp.model.trunk import Positions, Trunk, TrunkStates
 
 PROBE_TOKENS = 6
@@ -492,43 +489,6 @@ def build_hf_model(
     model = attach_heads(build_hf_trunk(config, seed), heads_shape, seed)
     model.set_dropout(sizes.dropout)
     return model
-
-
-@contextmanager
-def told_plainly(problem: str, advice: str = "") -> Iterator[None]:
-    """Turn whatever foreign code raises into one line of ours.
-
-    Raises:
-        CheckpointError: something was raised; one of ours passes through.
-    """
-    try:
-        yield
-    except (WmtpError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:  # code of an architecture may fail in any way
-        raise CheckpointError(f"{problem} ({first_line(error)}). {advice}".rstrip()) from error
-
-
-def first_line(error: Exception) -> str:
-    """What an error says, in one short line."""
-    lines = str(error).strip().splitlines()
-    said = next((line for line in lines if line.strip()), type(error).__name__)
-    return said.strip()[:200].rstrip(".")
-
-
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Keep ``transformers`` from telling the user what we check or tell ourselves."""
-    logger = logging.getLogger("transformers")
-    before, bars = logger.level, transformers_logging.is_progress_bar_enabled()
-    logger.setLevel(logging.ERROR)
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logger.setLevel(before)
-        if bars:
-            transformers_logging.enable_progress_bar()
 
 
 def _agree(one: Tensor, other: Tensor) -> bool:

@@ -5,13 +5,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
-import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.configuration_utils import PretrainedConfig
 
 from wmtp.errors import CheckpointError
 from wmtp.model.heads import HeadsShape
-from wmtp.model.hf_trunk import HfTrunk, hf_shape, quiet_transformers, told_plainly
+from wmtp.model.hf_trunk import HfTrunk, hf_shape
 from wmtp.model.llama_shape import LlamaShape
 from wmtp.model.stored_config import (
     SpecialTokens,
@@ -22,7 +21,8 @@ from wmtp.model.stored_config import (
     special_tokens,
     special_tokens_json,
 )
-from wmtp.model.stored_tensors import CONFIG_NAME, check_names, tensor_files
+from wmtp.model.stored_tensors import CONFIG_NAME
+from wmtp.model.transformers_calls import quiet_transformers, read_network
 
 
 def read_hf_trunk_config(directory: Path, heads: HeadsShape) -> StoredConfig:
@@ -75,23 +75,16 @@ def load_hf_trunk(directory: Path, shape: LlamaShape) -> tuple[HfTrunk, set[str]
         CheckpointError: weights are pickled, absent, torn or of other shapes, or the architecture
             cannot be a trunk.
     """
-    tensor_files(directory)  # refuses pickles and torn files in our own words
-    config = read_transformers_config(directory)
-    with quiet_transformers(), told_plainly(f"'{directory}' cannot be loaded by transformers"):
-        network, report = AutoModelForCausalLM.from_pretrained(
-            directory,
-            config=config,
-            dtype=torch.float32,
-            use_safetensors=True,
-            trust_remote_code=False,
-            local_files_only=True,
-            output_loading_info=True,
-        )
-    check_names(directory, report["missing_keys"], ())
+    network, unexpected = read_network(
+        AutoModelForCausalLM,
+        directory,
+        f"'{directory}' cannot be loaded by transformers",
+        read_transformers_config(directory),
+    )
     trunk = HfTrunk(network, shape)
     with quiet_transformers():
         trunk.probe(f"'{directory}'")
-    return trunk, set(report["unexpected_keys"])
+    return trunk, unexpected
 
 
 def hf_trunk_config_json(

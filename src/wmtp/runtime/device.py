@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from wmtp.errors import CheckpointError, DeviceError
+from wmtp.loss import Workspace
 
 Kind = Literal["cuda", "mps", "cpu"]
 ComputeBackend = Literal["auto", "cuda", "mps", "cpu"]
@@ -132,6 +133,16 @@ class Device:
         if self.kind == "cuda":
             return str(torch.cuda.get_device_name())
         return f"{platform.processor() or platform.machine()} ({self.kind})"
+
+    def loss_workspace(self, chunk_rows: int | None = None) -> Workspace:
+        """Scratch memory of the loss as this device likes it; keep one for the run."""
+        return Workspace(
+            self.loss_workspace_bytes,
+            chunk_rows or self.loss_chunk_rows,
+            exact_counts=self.exact_counts,
+            product_dtype=self.loss_product_dtype,
+            kernel=self.loss_kernel,
+        )
 
     def autocast(self) -> AbstractContextManager[None]:
         """Context in which the forward pass runs at ``precision``; nothing at all for fp32."""

@@ -59,6 +59,16 @@ def load_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, values
 
 
+def part_of(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin with a prefix, by what comes after it.
+
+    Example:
+        >>> part_of({"head.a": 1, "best.a": 2}, "best.")
+        {'a': 2}
+    """
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+
 def refuse_pickle(path: Path) -> None:
     """Refuse a ``.pt``, ``.bin`` or other pickle by its name, without opening it.
 

@@ -9,7 +9,6 @@ from torch import Tensor
 from wmtp.data.batches import gather_rows
 from wmtp.data.rows import Rows
 from wmtp.job import Job
-from wmtp.loss.pieces import MEBIBYTE
 
 
 @final
@@ -25,7 +24,7 @@ class FrozenStates:
         limit_bytes: most memory for whole documents; states of their ends alone are always kept.
     """
 
-    def __init__(self, job: Job, rows: Rows, limit_bytes: int = 512 * MEBIBYTE) -> None:
+    def __init__(self, job: Job, rows: Rows, limit_bytes: int) -> None:
         self._job, self._rows = job, rows
         self._room = limit_bytes
         self._whole: dict[int, Tensor] = {}

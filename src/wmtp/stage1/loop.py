@@ -15,6 +15,7 @@ from torch import Tensor
 from wmtp.data.reference import fingerprint_model
 from wmtp.errors import DivergedError
 from wmtp.job import Job
+from wmtp.loss.pieces import MEBIBYTE
 from wmtp.model.value_head import (
     ValueHead,
     load_value_head,
@@ -25,6 +26,7 @@ from wmtp.opening.model_names import model_directory
 from wmtp.optim import (
     build_optimizers,
     clip_gradients,
+    note_first_bad,
     set_learning_rate,
     step_optimizers,
 )
@@ -41,11 +43,15 @@ from wmtp.runtime.run_folder import RunFolder
 from wmtp.runtime.stopping import StopRequest
 from wmtp.stage1.frozen_states import FrozenStates
 from wmtp.stage1.measure import batch_loss, measure_value_head
-from wmtp.stage1.progress import ValueProgress, load_stage, save_stage
+from wmtp.stage1.progress import Learning, ValueProgress, load_stage, save_stage
 from wmtp.weighting import Critic, find_critic
 
 VALUE_LR = 1e-3
 """For two small matrices on a frozen trunk; ``optim.value_lr`` replaces it."""
+
+
+WHOLE_DOCUMENTS_BYTES = 512 * MEBIBYTE
+"""Most memory for the hidden states of whole documents, learned or held out."""
 
 
 def prepare_value_head(
@@ -121,24 +127,28 @@ def train_value_head(
     )
     set_learning_rate(optimizers, optim.value_lr or VALUE_LR)
     parameters = list(head.parameters())
-    progress, best = ValueProgress(), _copied(head)
+    learning = Learning(head, optimizers, ValueProgress(), _copied(head))
+    progress, best = learning.progress, learning.best
     folder.checkpoints.mkdir(parents=True, exist_ok=True)
     remove_leftovers(folder.checkpoints)
     if list_checkpoints(folder.checkpoints):
         checkpoint, _ = newest_good(folder.checkpoints)
-        load_stage(checkpoint, head, optimizers, progress, best)
+        load_stage(checkpoint, learning)
         cut_back(folder.metrics_file, progress.step)
     else:  # killed before its first checkpoint, a run begins anew
         cut_back(folder.metrics_file, BEFORE_ALL)
     first_bad = torch.full((), torch.inf, device=device.torch_device)
     job.model.eval()
-    of_learned, of_held_out = (FrozenStates(job, rows) for rows in (data.learned, data.held_out))
+    room = WHOLE_DOCUMENTS_BYTES if data.pairs is None else 0  # of pairs only the ends are read
+    of_learned, of_held_out = (
+        FrozenStates(job, rows, room) for rows in (data.learned, data.held_out)
+    )
 
     def save() -> None:
         write_checkpoint(
             folder.checkpoints,
             progress.step,
-            lambda path: save_stage(path, head, optimizers, progress, best),
+            lambda path: save_stage(path, learning),
             checkpoints.keep_last,
         )
 
@@ -164,9 +174,8 @@ def train_value_head(
             loss = total / count.clamp(min=1)
             loss.backward()  # type: ignore[no-untyped-call]
             norm = clip_gradients(parameters, optim.grad_clip)
-            now = torch.where(norm.isfinite(), torch.inf, progress.step + 1.0)
-            torch.minimum(first_bad, now, out=first_bad)
-            step_optimizers(optimizers, first_bad.isfinite())
+            held_back = note_first_bad(first_bad, norm.isfinite(), progress.step + 1)
+            step_optimizers(optimizers, held_back)
             for optimizer in optimizers:
                 optimizer.zero_grad(set_to_none=True)
             progress.step += 1

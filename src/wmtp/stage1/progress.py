@@ -10,7 +10,7 @@ from torch import Tensor
 from wmtp.errors import CheckpointError
 from wmtp.model.value_head import ValueHead
 from wmtp.optim import load_optimizer_tensors, optimizer_tensors
-from wmtp.runtime.training_state import load_state, save_state
+from wmtp.runtime.training_state import load_state, part_of, save_state
 
 
 @dataclass
@@ -39,30 +39,32 @@ class ValueProgress:
         return False
 
 
-def save_stage(
-    folder: Path,
-    head: ValueHead,
-    optimizers: tuple[torch.optim.Optimizer, ...],
-    progress: ValueProgress,
-    best: dict[str, Tensor],
-) -> None:
+@dataclass(frozen=True)
+class Learning:
+    """What changes with every step of stage 1.
+
+    Attributes:
+        best: the head's tensors where it measured best.
+    """
+
+    head: ValueHead
+    optimizers: tuple[torch.optim.Optimizer, ...]
+    progress: ValueProgress
+    best: dict[str, Tensor]
+
+
+def save_stage(folder: Path, learning: Learning) -> None:
     """Fill a checkpoint of stage 1."""
-    named = list(head.named_parameters(prefix="value_head"))
+    named = list(learning.head.named_parameters(prefix="value_head"))
     tensors = {
-        **{f"head.{name}": value for name, value in head.state_dict().items()},
-        **{f"best.{name}": value for name, value in best.items()},
-        **{f"optimizer.{k}": v for k, v in optimizer_tensors(optimizers, named).items()},
+        **{f"head.{name}": value for name, value in learning.head.state_dict().items()},
+        **{f"best.{name}": value for name, value in learning.best.items()},
+        **{f"optimizer.{k}": v for k, v in optimizer_tensors(learning.optimizers, named).items()},
     }
-    save_state(folder, tensors, asdict(progress))
+    save_state(folder, tensors, asdict(learning.progress))
 
 
-def load_stage(
-    folder: Path,
-    head: ValueHead,
-    optimizers: tuple[torch.optim.Optimizer, ...],
-    progress: ValueProgress,
-    best: dict[str, Tensor],
-) -> None:
+def load_stage(folder: Path, learning: Learning) -> None:
     """Put back what ``save_stage`` wrote.
 
     Raises:
@@ -70,21 +72,19 @@ def load_stage(
     """
     tensors, values = load_state(folder)
 
-    def part(prefix: str) -> dict[str, Tensor]:
-        return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-
     try:
-        head.load_state_dict(part("head."))
-        for name, kept in best.items():
+        learning.head.load_state_dict(part_of(tensors, "head."))
+        for name, kept in learning.best.items():
             kept.copy_(tensors[f"best.{name}"])
-        named = list(head.named_parameters(prefix="value_head"))
-        load_optimizer_tensors(optimizers, named, part("optimizer."))
+        named = list(learning.head.named_parameters(prefix="value_head"))
+        load_optimizer_tensors(learning.optimizers, named, part_of(tensors, "optimizer."))
         for name, value in asdict(ValueProgress(**values)).items():
-            setattr(progress, name, value)
+            setattr(learning.progress, name, value)
     except (KeyError, TypeError, RuntimeError) as error:
         raise CheckpointError(
             f"{folder} holds stage 1 of another recipe ({error}). Resume with the recipe that "
             "wrote it, or start anew with another --run-name."
         ) from error
-    if progress.best is not None and not math.isfinite(progress.best):
+    best = learning.progress.best
+    if best is not None and not math.isfinite(best):
         raise CheckpointError(f"{folder} holds a best figure that is not finite.")
