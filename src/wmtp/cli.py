@@ -354,6 +354,29 @@ def average(
     print(f"{target}: mean of {', '.join(path.name for path in chosen)}")
 
 
+@app.command()
+def sync(
+    run: Annotated[Path, typer.Argument(help="Folder of the run, such as runs/NAME.")],
+    tracking_uri: Annotated[
+        str | None, typer.Option(help="MLflow's, instead of the run's; with its login.")
+    ] = None,
+    verbose: Verbose = False,
+) -> None:
+    """Send the trackers of a run what they were not sent while it trained."""
+    from wmtp.runtime.environment import set_environment_before_torch
+
+    set_environment_before_torch()
+    from wmtp.runtime.lock import hold_run_lock
+    from wmtp.runtime.run_folder import RunFolder
+    from wmtp.sync import sync as send_what_is_missing
+
+    folder = RunFolder(run.resolve())
+    if not folder.settings_file.is_file():
+        raise ConfigError(f"'{run}' is no run folder (it has no run.yaml). Give one as runs/NAME.")
+    with hold_run_lock(folder.lock_file, folder.name):
+        send_what_is_missing(folder, tracking_uri, print)
+
+
 # data ---------------------------------------------------------------------------------------------
 
 

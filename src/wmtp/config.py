@@ -107,6 +107,9 @@ class Mlflow(Section):
     enabled: bool = True
     experiment: str = "wmtp"
     tracking_uri: str | None = Field(None, description="default: sqlite file in base_path")
+    log_checkpoints: Literal["none", "final"] = Field(
+        "none", description="final: store the model in final/ as the run's artifact, at the end"
+    )
 
 
 class Tensorboard(Section):
@@ -124,6 +127,15 @@ class Config(Section):
     mlflow: Mlflow = Mlflow()
     tensorboard: Tensorboard = Tensorboard()
     log_interval: int = Field(10, ge=1, description="optimizer steps between logged rows")
+
+    @model_validator(mode="after")
+    def _final_is_there_to_log(self) -> "Config":
+        if self.mlflow.log_checkpoints == "final" and not self.paths.checkpoints.save_final:
+            raise ValueError(
+                "mlflow.log_checkpoints is 'final', but paths.checkpoints.save_final is false: "
+                "there is no model to log"
+            )
+        return self
 
 
 # recipe: the experiment ---------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from pydantic_core import ErrorDetails
 from wmtp.config import Config, Recipe, Settings, section_of
 from wmtp.config_files import Document, Key, read_yaml_file
 from wmtp.errors import ConfigError
+from wmtp.runtime.secrets import redacted
 from wmtp.weighting import Weighting, find_weighting
 from wmtp.weighting.baseline import Baseline
 
@@ -79,7 +80,7 @@ def changes_since(run_file: Path, settings: Settings) -> list[str]:
     """
     before = _flat(read_yaml_file(str(run_file)).values)
     lines = []
-    for key, now in _flat(settings.as_dict()).items():
+    for key, now in _flat(redacted(settings.as_dict())).items():  # as run.yaml keeps them
         if key not in before or before[key] == now:
             continue
         if key.startswith(FIXED_AT_START):

@@ -33,3 +33,9 @@ class StorageError(WmtpError):
     """A checkpoint or result could not be written."""
 
     exit_code = 4
+
+
+class TrackerError(WmtpError):
+    """A tracker that was asked to take a run's metrics did not."""
+
+    exit_code = 1

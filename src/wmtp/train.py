@@ -37,11 +37,9 @@ from wmtp.runtime.checkpoint import (
 )
 from wmtp.runtime.console import Console
 from wmtp.runtime.metrics import BEFORE_ALL, MetricsLog, cut_back
-from wmtp.runtime.mlflow_destination import MlflowDestination
 from wmtp.runtime.run_folder import RunFolder
 from wmtp.runtime.stopping import StopRequest
-from wmtp.runtime.tensorboard_destination import TensorboardDestination
-from wmtp.runtime.tracking import Destination, Trackers
+from wmtp.runtime.tracking import Trackers
 from wmtp.stage1.loop import prepare_value_head
 from wmtp.state import (
     Moving,
@@ -52,6 +50,7 @@ from wmtp.state import (
     save_checkpoint,
     save_model_directory,
 )
+from wmtp.sync import Tracked, send_final_model
 from wmtp.weighting import Signals, find_critic, observe, weigh_chunk
 
 SMALLEST_LOSS_SCALE = 2.0**-20
@@ -84,7 +83,7 @@ def train(job: Job, folder: RunFolder, console: Console, checkpoint: Path | None
         stopped = prepare_value_head(job, job.value_head, folder, console)
         if stopped is not None:
             return stopped
-    moving = set_in_motion(job)
+    moving, tracked = set_in_motion(job), what_is_tracked(job)
     model, progress, window = moving.model, moving.progress, moving.window
     if checkpoint is not None:
         load_checkpoint(checkpoint, moving, device)
@@ -98,7 +97,7 @@ def train(job: Job, folder: RunFolder, console: Console, checkpoint: Path | None
     with (
         StopRequest() as stop,
         MetricsLog(folder.metrics_file) as metrics,
-        Trackers(destinations(job, folder), folder, console) as trackers,
+        Trackers(tracked.destinations(folder), folder, console) as trackers,
         job.training_batches(start_row=progress.rows_read) as batches,
         console.progress(progress.step, job.max_steps) as bar,
     ):
@@ -179,6 +178,7 @@ def train(job: Job, folder: RunFolder, console: Console, checkpoint: Path | None
             lambda path: save_model_directory(model, job.tokenizer, path),
         )
         console.line(f"the model is in {folder.final}")
+        send_final_model(tracked, folder, console)
     if recipe.train.average_last is not None:
         write_average(folder, recipe.train.average_last, console)
     return 0
@@ -223,23 +223,10 @@ def set_in_motion(job: Job) -> Moving:
     )
 
 
-def destinations(job: Job, folder: RunFolder) -> list[Destination]:
-    """The trackers that the config asks for."""
-    config, run = job.settings.config, job.settings.recipe.run
-    chosen: list[Destination] = []
-    if config.mlflow.enabled:
-        chosen.append(
-            MlflowDestination(
-                folder,
-                tracking_uri=config.mlflow.tracking_uri,
-                experiment=config.mlflow.experiment,
-                settings=job.describe(),
-                tags=dict.fromkeys(run.tags, "true") | {"algorithm": job.settings.algorithm},
-            )
-        )
-    if config.tensorboard.enabled:
-        chosen.append(TensorboardDestination(folder))
-    return chosen
+def what_is_tracked(job: Job) -> Tracked:
+    """What trackers are told of the run."""
+    settings = job.settings
+    return Tracked(settings.config, settings.recipe.run, settings.algorithm, job.describe())
 
 
 @dataclass(frozen=True)

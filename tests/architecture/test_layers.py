@@ -18,7 +18,7 @@ LAYERS = [
     {"evaluate", "dry_run", "score"},
     {"train"},
     {"stage1"},
-    {"state", "job", "average", "config_check"},
+    {"state", "job", "average", "sync", "config_check"},
     {"opening"},
     {"config"},
     {"config_files"},

@@ -127,7 +127,8 @@ def test_tracker_that_always_fails_stops_nothing_and_says_so_once(
     assert steps_of(other) == list(range(1, 21))
     assert stream.getvalue().splitlines() == [
         "warning: Memory: 503 from http://***@host <html>; training goes on without it",
-        f"warning: Memory: 40 metrics not sent, kept in {run.metrics_file}",
+        f"warning: Memory: 40 metrics not sent, kept in {run.metrics_file}; "
+        f"send with: wmtp sync {run.root}",
     ]
     assert no_tracker_threads()
 

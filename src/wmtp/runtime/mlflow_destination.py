@@ -2,12 +2,15 @@
 
 import json
 import logging
+import os
 import re
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, final
 
+from wmtp.runtime.deadline import Deadline
 from wmtp.runtime.metrics import Row
 from wmtp.runtime.run_folder import RunFolder
 from wmtp.runtime.secrets import redacted, without_secrets
@@ -18,12 +21,39 @@ _METRICS_PER_REQUEST: Final = 1000
 _PARAMETERS_PER_REQUEST: Final = 100
 _LONGEST_VALUE: Final = 6000
 
+# total time of one request, whatever the server does meanwhile
+_SERVER_SECONDS: Final = 10.0
+# a database makes its tables in the first request
+_DATABASE_SECONDS: Final = 120.0
+# of a file, beyond the time of a request; a slower line than this is as good as none
+_UPLOAD_BYTES_PER_SECOND: Final = 2**20
+
+_LOGIN = re.compile(r"(?<=://)[^\s/]+@")
 _NOT_IN_A_NAME = re.compile(r"[^\w\-. /]")
 
 
 def local_tracking_uri(base_path: Path) -> str:
     """URI of the SQLite store beside the run folders, the kind of local store MLflow advises."""
     return f"sqlite:///{base_path.resolve()}/mlflow.db"
+
+
+def without_login(tracking_uri: str) -> str:
+    """The place that a URI names, whoever asks.
+
+    Example:
+        >>> without_login("https://me:hunter2@mlflow.example/api")
+        'https://mlflow.example/api'
+    """
+    return _LOGIN.sub("", tracking_uri)
+
+
+def _request_seconds(tracking_uri: str) -> float | None:
+    """How long one request may take; None for a file of this machine, which is no one's server."""
+    if tracking_uri.startswith(("http://", "https://")):
+        return _SERVER_SECONDS
+    if "://" in tracking_uri and not tracking_uri.startswith(("sqlite:", "file:")):
+        return _DATABASE_SECONDS
+    return None
 
 
 def flat_parameters(settings: Mapping[str, Any]) -> dict[str, str]:
@@ -53,7 +83,7 @@ class MlflowDestination:
     """One MLflow run; its id is kept in the run folder, so that a resumed run goes on in it.
 
     Parameters that a resumed run was given anew become tags ``resumed.NAME``, because MLflow's
-    parameters cannot change.
+    parameters cannot change. No request lasts longer than its deadline, whatever the server does.
     """
 
     name = "MLflow"
@@ -83,23 +113,32 @@ class MlflowDestination:
         self._parameters = flat_parameters(settings)
         self._tags = {key: without_secrets(value) for key, value in tags.items()}
         self._run_file = folder.tracking / "mlflow-run.json"
+        self._within = Deadline(_request_seconds(self._tracking_uri))
         self._client: Any = None
         self._run_id = ""
         self._is_new = False
+        self._portion: tuple[Row, int] | None = None
 
     def connect(self) -> bool:
-        """Go on in the run whose id is in the run folder, or make a new one."""
+        """Go on in the run whose id is in the run folder, or make a new one.
+
+        Raises:
+            ConnectionError: who answers is no MLflow server.
+        """
         from mlflow.tracking import MlflowClient
 
+        # at the end of a run it prints the server's address, with the login in it
+        os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
         # its progress notes ("Creating initial MLflow database tables") and retry warnings
         # would land in the middle of the progress bar; what fails is raised as well
         for logger in ("mlflow", "alembic", "urllib3"):
             logging.getLogger(logger).setLevel(logging.ERROR)
-        self._client = MlflowClient(self._tracking_uri)
+        # new each time: the last one may be in the middle of a request that was given up
+        self._client = client = self._within.call(lambda: MlflowClient(self._tracking_uri))
         run_id = self._find_run()
         if run_id is not None:
             self._run_id = run_id
-            self._client.update_run(run_id, status="RUNNING")
+            self._within.call(lambda: client.update_run(run_id, status="RUNNING"))
         else:
             self._run_id = self._make_run()
             self._is_new = True
@@ -111,7 +150,10 @@ class MlflowDestination:
         """Log each row's numbers at its step."""
         from mlflow.entities import Metric
 
-        now_ms = int(time.time() * 1000)
+        if self._portion is None or self._portion[0] != rows[0]:
+            self._portion = (rows[0], int(time.time() * 1000))
+        # the same time at a second try, so that MLflow knows what it has already stored
+        _, now_ms = self._portion
         metrics = [
             Metric(name, float(value), now_ms, int(row["step"]))
             for row in rows
@@ -119,12 +161,39 @@ class MlflowDestination:
             if name != "step"
         ]
         for start in range(0, len(metrics), _METRICS_PER_REQUEST):
-            part = metrics[start : start + _METRICS_PER_REQUEST]
-            self._client.log_batch(self._run_id, metrics=part, synchronous=True)
+            self._log_batch(metrics=metrics[start : start + _METRICS_PER_REQUEST])
+        self._portion = None
+
+    def send_model(self, model: Path) -> None:
+        """Store a model directory as the run's artifact ``final``; to be called when connected.
+
+        Raises:
+            TimeoutError: a file took longer than its size allows.
+        """
+        client, run_id = self._client, self._run_id
+        for path in sorted(path for path in model.rglob("*") if path.is_file()):
+            place = (Path("final") / path.relative_to(model)).parent.as_posix()
+            seconds = _SERVER_SECONDS + path.stat().st_size / _UPLOAD_BYTES_PER_SECOND
+            self._within.call(
+                partial(client.log_artifact, run_id, str(path), place), seconds=seconds
+            )
 
     def close(self, status: RunStatus) -> None:
         """Mark the run as ended."""
-        self._client.set_terminated(self._run_id, status=status)
+        client, run_id = self._client, self._run_id
+        self._within.call(lambda: client.set_terminated(run_id, status=status))
+
+    def _log_batch(self, **entries: Any) -> None:
+        client, run_id = self._client, self._run_id
+        self._within.call(lambda: client.log_batch(run_id, synchronous=True, **entries))
+
+    def _get_run(self, run_id: str) -> Any:
+        """The run as the server knows it; an answer without the run is one of another server."""
+        client = self._client
+        run = self._within.call(lambda: client.get_run(run_id))
+        if run.info.run_id != run_id:
+            raise ConnectionError("the answer is not MLflow's: is tracking_uri an MLflow server?")
+        return run
 
     def _find_run(self) -> str | None:
         """Id of the run that this folder was tracked as, None if that store has no such run."""
@@ -132,9 +201,9 @@ class MlflowDestination:
 
         try:
             saved = json.loads(self._run_file.read_bytes())
-            if saved["tracking_uri"] != without_secrets(self._tracking_uri):
+            if without_login(saved["tracking_uri"]) != without_login(self._tracking_uri):
                 return None
-            run = self._client.get_run(saved["run_id"])
+            run = self._get_run(saved["run_id"])
         except (FileNotFoundError, ValueError, KeyError, TypeError):
             return None
         except MlflowException as error:
@@ -144,16 +213,20 @@ class MlflowDestination:
         return str(run.info.run_id) if run.info.lifecycle_stage == "active" else None
 
     def _make_run(self) -> str:
-        experiment = self._client.get_experiment_by_name(self._experiment)
+        client, within = self._client, self._within
+        experiment = within.call(lambda: client.get_experiment_by_name(self._experiment))
         if experiment is not None:
             experiment_id = experiment.experiment_id
         else:
             artifacts = self._folder.root.parent.resolve() / "mlflow-artifacts"
-            experiment_id = self._client.create_experiment(
-                self._experiment, artifact_location=artifacts.as_uri() if self._local else None
+            place = artifacts.as_uri() if self._local else None
+            experiment_id = within.call(
+                lambda: client.create_experiment(self._experiment, artifact_location=place)
             )
-        run = self._client.create_run(experiment_id, run_name=self._folder.name)
+        run = within.call(lambda: client.create_run(experiment_id, run_name=self._folder.name))
         run_id = str(run.info.run_id)
+        if not experiment_id or not run_id:
+            raise ConnectionError("the answer is not MLflow's: is tracking_uri an MLflow server?")
         saved = {"run_id": run_id, "tracking_uri": without_secrets(self._tracking_uri)}
         self._run_file.write_text(json.dumps(saved) + "\n")
         return run_id
@@ -161,16 +234,14 @@ class MlflowDestination:
     def _log_settings(self) -> None:
         from mlflow.entities import Param, RunTag
 
-        known = self._client.get_run(self._run_id).data.params
+        known = self._get_run(self._run_id).data.params
         tags = {"wmtp.run_folder": str(self._folder.root.resolve()), **self._tags}
         for key, text in self._parameters.items():
             if known.get(key, text) != text:
                 tags[f"resumed.{key}"] = text
         fresh = [Param(key, text) for key, text in self._parameters.items() if key not in known]
         for start in range(0, len(fresh), _PARAMETERS_PER_REQUEST):
-            part = fresh[start : start + _PARAMETERS_PER_REQUEST]
-            self._client.log_batch(self._run_id, params=part, synchronous=True)
+            self._log_batch(params=fresh[start : start + _PARAMETERS_PER_REQUEST])
         entries = [RunTag(key, text) for key, text in tags.items()]
         for start in range(0, len(entries), _PARAMETERS_PER_REQUEST):
-            part = entries[start : start + _PARAMETERS_PER_REQUEST]
-            self._client.log_batch(self._run_id, tags=part, synchronous=True)
+            self._log_batch(tags=entries[start : start + _PARAMETERS_PER_REQUEST])

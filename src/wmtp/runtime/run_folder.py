@@ -81,6 +81,11 @@ class RunFolder:
         return self.root / "tracking"
 
     @property
+    def status_file(self) -> Path:
+        """How the last session ended, in MLflow's words, for who tells the trackers later."""
+        return self.tracking / "status"
+
+    @property
     def lock_file(self) -> Path:
         """Held by the process that writes this run."""
         return self.root / ".lock"

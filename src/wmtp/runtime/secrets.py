@@ -10,7 +10,8 @@ HIDDEN = "***"
 _SECRET_WORD = "TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?|API_?KEY|ACCESS_KEY|PRIVATE_KEY"
 _SECRET_NAME = re.compile(rf"(?:^|[_.-])(?:{_SECRET_WORD})(?:[_.-]|$)", re.IGNORECASE)
 _PLACE_NAME = re.compile(r"_(?:PATH|FILE|DIR|HOME)$", re.IGNORECASE)
-_USER_INFO = re.compile(r"(?<=://)[^\s/@]+@")
+_USER_INFO = re.compile(r"(?<=://)[^\s/]+@")  # up to the last @, as clients read it
+_AUTHORIZATION = re.compile(r"(authorization\W{1,5}(?:basic|bearer)\s+)[^\s'\"]+", re.IGNORECASE)
 _QUERY_VALUE = re.compile(
     r"([?&][\w.-]*(?:token|secret|password|signature|credential|key)[\w.-]*=)[^&\s'\"]+",
     re.IGNORECASE,
@@ -29,6 +30,7 @@ def without_secrets(text: str) -> str:
     for secret in _secret_values():
         text = text.replace(secret, HIDDEN)
     text = _USER_INFO.sub(f"{HIDDEN}@", text)
+    text = _AUTHORIZATION.sub(rf"\1{HIDDEN}", text)
     return _QUERY_VALUE.sub(rf"\1{HIDDEN}", text)
 
 

@@ -4,27 +4,24 @@ A thread per tracker reads the rows beyond a cursor that is kept in the run fold
 not be sent in one session is sent in the next, and no queue grows while a tracker is down.
 """
 
-import json
-import os
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import Final, Literal, Protocol, Self, final
 
 from wmtp.runtime.console import Console
-from wmtp.runtime.metrics import Row, parse_row
+from wmtp.runtime.metrics import Row
+from wmtp.runtime.outbox import Outbox
 from wmtp.runtime.run_folder import RunFolder
 from wmtp.runtime.secrets import without_secrets
 
 RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
 
-_ROWS_PER_SEND: Final = 50
 _FIRST_DELAY_SECONDS: Final = 1.0
 _LONGEST_DELAY_SECONDS: Final = 60.0
-_JOIN_SECONDS: Final = 20.0
+_CLOSE_SECONDS: Final = 20.0
+_LAST_TRY_SECONDS: Final = 5.0
 
 
 class Destination(Protocol):
@@ -65,7 +62,7 @@ class Trackers:
     ) -> None:
         self.status: RunStatus = "FINISHED"
         self._console = console
-        self._metrics_file = folder.metrics_file
+        self._folder = folder
         self._shippers = [_Shipper(destination, folder, console) for destination in destinations]
 
     def wake(self) -> None:
@@ -73,22 +70,27 @@ class Trackers:
         for shipper in self._shippers:
             shipper.wake()
 
-    def close(self, timeout_seconds: float = _JOIN_SECONDS) -> int:
+    def close(self, timeout_seconds: float = _CLOSE_SECONDS) -> int:
         """Send what is left, for at most that long, and end the threads.
+
+        A tracker that fails when this begins, or while it lasts, gets one short last try.
 
         Returns:
             Number of metrics that a tracker was not sent, over all trackers.
         """
+        if self._shippers:
+            self._keep_status()
         deadline = time.monotonic() + timeout_seconds
         for shipper in self._shippers:
             shipper.begin_close(self.status)
         unsent = 0
         for shipper in self._shippers:
-            shipper.join(max(0.0, deadline - time.monotonic()))
-            missing = shipper.count_unsent()
+            shipper.join(deadline)
+            missing = shipper.outbox.count_unsent()
             if missing:
                 self._console.warning(
-                    f"{shipper.name}: {missing} metrics not sent, kept in {self._metrics_file}"
+                    f"{shipper.name}: {missing} metrics not sent, kept in "
+                    f"{self._folder.metrics_file}; send with: wmtp sync {self._folder.root}"
                 )
             unsent += missing
         self._shippers = []
@@ -109,37 +111,26 @@ class Trackers:
             self.status = "FAILED"
         self.close()
 
-
-@dataclass
-class _Cursor:
-    """How far a tracker has come.
-
-    Attributes:
-        rows: rows of metrics.jsonl that are done with.
-        step: the last step sent. After a resume the rows before it come again, equal to the last
-            bit, and are not sent twice.
-    """
-
-    rows: int = 0
-    step: int = -1
+    def _keep_status(self) -> None:
+        try:
+            self._folder.status_file.write_text(f"{self.status}\n")
+        except OSError as error:  # wmtp sync would call the run KILLED
+            self._console.warning(
+                f"{self._folder.status_file} could not be written: {error.strerror}"
+            )
 
 
 @final
 class _Shipper:
-    """One destination, its thread and its cursor."""
+    """One destination, its thread and what it was not sent."""
 
     def __init__(self, destination: Destination, folder: RunFolder, console: Console) -> None:
         self.name = destination.name
+        self.outbox = Outbox(folder, destination.name)
         self._destination = destination
         self._console = console
-        self._metrics_file = folder.metrics_file
-        self._cursor_file = folder.tracking / f"{destination.name.lower()}-cursor.json"
-        self._cursor = _load_cursor(self._cursor_file)
-        # rows that were sent and then cut back will come again
-        self._cursor.rows = min(self._cursor.rows, _count_lines(self._metrics_file))
-        self._offset_bytes = _offset_of_line(self._metrics_file, self._cursor.rows)
         self._connected = False
-        self._warned = False
+        self._failing = False
         self._woken = threading.Event()
         self._closing = threading.Event()
         self._status: RunStatus = "FINISHED"
@@ -159,16 +150,22 @@ class _Shipper:
     def begin_close(self, status: RunStatus) -> None:
         self._status = status
         self._closing.set()
-        if self._started or self.count_unsent():
+        if self._started or self.outbox.count_unsent():
             self.wake()
 
-    def join(self, timeout_seconds: float) -> None:
-        if self._started:
-            self._thread.join(timeout_seconds)
-
-    def count_unsent(self) -> int:
-        rows, _ = _rows_from(self._metrics_file, self._offset_bytes, limit=None)
-        return sum(len(row) - 1 for row in rows if row["step"] >= self._cursor.step)
+    def join(self, deadline: float) -> None:
+        """Wait for the thread's end; of a tracker that fails, not for long."""
+        if not self._started:
+            return
+        last_try_ends = None
+        while self._thread.is_alive() and time.monotonic() < deadline:
+            if not self._failing:
+                last_try_ends = None
+            elif last_try_ends is None:
+                last_try_ends = time.monotonic() + _LAST_TRY_SECONDS
+            elif time.monotonic() >= last_try_ends:
+                return
+            self._thread.join(min(0.05, max(0.0, deadline - time.monotonic())))
 
     def _run(self) -> None:
         delay_seconds = _FIRST_DELAY_SECONDS
@@ -189,84 +186,29 @@ class _Shipper:
                 self._woken.set()
             else:
                 delay_seconds = _FIRST_DELAY_SECONDS
-                self._warned = False
+                self._failing = False
             if closing:
                 return
 
     def _ship(self) -> None:
         if not self._connected:
             if self._destination.connect():
-                self._cursor, self._offset_bytes = _Cursor(), 0
-                _save_cursor(self._cursor_file, self._cursor)
+                self.outbox.start_anew()
             self._connected = True
-        while True:
-            rows, length_bytes = _rows_from(
-                self._metrics_file, self._offset_bytes, limit=_ROWS_PER_SEND
-            )
-            if not rows:
-                return
-            fresh = [row for row in rows if row["step"] >= self._cursor.step]
-            if fresh:
-                self._destination.send(fresh)
-            step = max(self._cursor.step, int(rows[-1]["step"]))
-            self._cursor = _Cursor(self._cursor.rows + len(rows), step)
-            self._offset_bytes += length_bytes
-            _save_cursor(self._cursor_file, self._cursor)
+        self.outbox.send(self._send)
+
+    def _send(self, rows: Sequence[Row]) -> None:
+        self._destination.send(rows)
+        self._failing = False
 
     def _warn_once(self, error: Exception) -> None:
         self._connected = False
-        if not self._warned:
-            self._warned = True
-            self._console.warning(f"{self.name}: {_one_line(error)}; training goes on without it")
+        if not self._failing:
+            self._failing = True
+            self._console.warning(f"{self.name}: {one_line(error)}; training goes on without it")
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """What a tracker's library said, short and without secrets."""
     text = " ".join(without_secrets(str(error)).split()) or type(error).__name__
     return text if len(text) <= 200 else f"{text[:200]}..."
-
-
-def _rows_from(path: Path, offset_bytes: int, limit: int | None) -> tuple[list[Row], int]:
-    """Whole rows from a place in the file, at most ``limit``, and their length in bytes."""
-    rows: list[Row] = []
-    length_bytes = 0
-    if not path.exists():
-        return rows, length_bytes
-    with path.open("rb") as file:
-        file.seek(offset_bytes)
-        for line in file:
-            row = parse_row(line)
-            if row is None or len(rows) == limit:
-                break
-            rows.append(row)
-            length_bytes += len(line)
-    return rows, length_bytes
-
-
-def _count_lines(path: Path) -> int:
-    if not path.exists():
-        return 0
-    with path.open("rb") as file:
-        return sum(line.endswith(b"\n") for line in file)
-
-
-def _offset_of_line(path: Path, number: int) -> int:
-    if number == 0:
-        return 0
-    with path.open("rb") as file:
-        return sum(len(next(file)) for _ in range(number))
-
-
-def _load_cursor(path: Path) -> _Cursor:
-    """Start from the beginning where there is no readable cursor: sent twice beats never sent."""
-    try:
-        saved = json.loads(path.read_bytes())
-        return _Cursor(int(saved["rows"]), int(saved["step"]))
-    except (OSError, ValueError, KeyError, TypeError):
-        return _Cursor()
-
-
-def _save_cursor(path: Path, cursor: _Cursor) -> None:
-    # renamed but not synced: losing it costs a few rows sent twice
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps({"rows": cursor.rows, "step": cursor.step}))
-    os.replace(temporary, path)
