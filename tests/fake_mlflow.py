@@ -4,6 +4,7 @@ import json
 import socket
 import threading
 import time
+import uuid
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any, Self
@@ -20,6 +21,7 @@ class FakeMlflow:
 
     Attributes:
         way: "good", or one of ``BAD_WAYS``; may be changed at any time.
+        artifacts_way: of artifacts alone.
         metrics: every metric as it came, ``(name, step, value)``; a repeated one counts once if
             its time is the same, as in MLflow.
         files: path under the run's artifacts, and content.
@@ -27,6 +29,8 @@ class FakeMlflow:
 
     def __init__(self, way: str = "good", port: int = 0) -> None:
         self.way = way
+        self.artifacts_way = "good"
+        self.run_id = uuid.uuid4().hex  # MLflow remembers where a run's artifacts go
         self.requests = 0
         self.runs = 0
         self.status = ""
@@ -79,10 +83,13 @@ class FakeMlflow:
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
                 fake.requests += 1
                 try:
-                    if fake.way == "good":
+                    way = fake.way
+                    if way == "good" and self.command == "PUT":
+                        way = fake.artifacts_way
+                    if way == "good":
                         fake._answer_well(self, body)
                     else:
-                        fake._answer_badly(self, fake.way)
+                        fake._answer_badly(self, way)
                 except (BrokenPipeError, ConnectionResetError):
                     self.close_connection = True
 
@@ -126,7 +133,7 @@ class FakeMlflow:
     def _run(self) -> dict[str, Any]:
         return {
             "info": {
-                "run_id": "abc", "run_name": self.name, "experiment_id": "7",
+                "run_id": self.run_id, "run_name": self.name, "experiment_id": "7",
                 "status": self.status, "lifecycle_stage": "active",
                 "artifact_uri": "mlflow-artifacts:/0/1/artifacts",
             },

@@ -7,8 +7,9 @@ import yaml
 from pydantic import BaseModel
 
 from wmtp.config import Config, Recipe, Settings, section_of
-from wmtp.config_check import load_settings
+from wmtp.config_check import changes_since, load_settings
 from wmtp.errors import ConfigError
+from wmtp.runtime.run_folder import create_run_folder
 from wmtp.weighting import RandomMatched, Rho1, Shuffled
 
 RECIPE: dict[str, Any] = {
@@ -392,3 +393,23 @@ def test_what_only_the_critic_uses_is_refused_elsewhere(tmp_path: Path, override
     )
     with pytest.raises(ConfigError, match="critic-wmtp alone"):
         load_settings(None, str(recipe), overrides=(override,))
+
+
+def test_a_final_model_that_is_not_written_cannot_be_logged(tmp_path: Path) -> None:
+    (fault,) = faults(
+        tmp_path,
+        "config.mlflow.log_checkpoints=final",
+        "config.paths.checkpoints.save_final=false",
+    )
+    assert "mlflow.log_checkpoints is 'final', but paths.checkpoints.save_final is false" in fault
+
+
+def test_a_login_that_run_yaml_does_not_keep_is_no_change(tmp_path: Path) -> None:
+    settings = load(tmp_path, "config.mlflow.tracking_uri=http://me:hunter2@host")
+    run = create_run_folder(tmp_path / "runs", "first")
+    run.write_settings(settings.as_dict())
+    assert changes_since(run.settings_file, settings) == []
+    other = load(tmp_path, "config.mlflow.tracking_uri=http://me:hunter2@other")
+    assert changes_since(run.settings_file, other) == [
+        "config.mlflow.tracking_uri is now 'http://***@other'; the run began with 'http://***@host'"
+    ]

@@ -69,7 +69,9 @@ def main() -> None:
     except WmtpError as error:
         if "--verbose" in arguments:
             raise
-        for line in str(error).splitlines():
+        from wmtp.runtime.secrets import without_secrets
+
+        for line in without_secrets(str(error)).splitlines():
             print(f"error: {line}", file=sys.stderr)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:

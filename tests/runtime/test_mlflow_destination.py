@@ -126,6 +126,6 @@ def test_a_run_is_found_again_whoever_asks(run: RunFolder) -> None:
         assert server.runs == 1
         assert server.metrics == [("loss", 1, 0.5), ("loss", 2, 1.0)]
     assert json.loads((run.tracking / "mlflow-run.json").read_text()) == {
-        "run_id": "abc",
+        "run_id": server.run_id,
         "tracking_uri": f"http://***@127.0.0.1:{server.port}",
     }

@@ -24,14 +24,15 @@ class Memory:
     """A tracker that keeps rows, and fails or hangs as told."""
 
     name = "Memory"
+    close_seconds = 10.0
 
-    def __init__(self, *, failures: int = 0, hangs: bool = False) -> None:
+    def __init__(self, *, failures: int = 0, hangs_after: int | None = None) -> None:
         self.rows: list[Row] = []
         self.status: RunStatus | None = None
         self.is_new = True
         self.attempts = 0
         self._failures = failures
-        self._hangs = hangs
+        self._hangs_after = hangs_after
         self.let_go = threading.Event()
 
     def connect(self) -> bool:
@@ -40,7 +41,7 @@ class Memory:
 
     def send(self, rows: Sequence[Row]) -> None:
         self.attempts += 1
-        if self._hangs:
+        if self._hangs_after is not None and self.attempts > self._hangs_after:
             self.let_go.wait(20)
         if self.attempts <= self._failures:
             raise RuntimeError("503 from http://me:hunter2@host\n<html>")
@@ -149,7 +150,7 @@ def test_tracker_that_comes_back_gets_everything(
 def test_tracker_that_hangs_is_left_behind(
     run: RunFolder, console: Console, stream: io.StringIO
 ) -> None:
-    memory = Memory(hangs=True)
+    memory = Memory(hangs_after=0)
     trackers = Trackers([memory], run, console)
     log(run, trackers, 1, 2)
     started = time.monotonic()
@@ -189,6 +190,44 @@ def test_tracker_that_lost_the_run_gets_all_of_it(run: RunFolder, console: Conso
     with Trackers([fresh], run, console) as trackers:
         log(run, trackers, 3)
     assert steps_of(fresh) == [1, 2, 3]
+
+
+def test_stage1_is_sent_first_and_named_so(run: RunFolder, console: Console) -> None:
+    run.stage1.root.mkdir()
+    with MetricsLog(run.stage1.metrics_file) as stage1:
+        stage1.write({"step": 4, "value/auc": 0.5})
+    memory = Memory()
+    for steps in ((1,), (2,)):
+        with Trackers([memory], run, console) as trackers:
+            log(run, trackers, *steps)
+    assert memory.rows == [
+        {"step": 4, "stage1/value/auc": 0.5},
+        {"step": 1, "loss": 0.5, "mfu": 0.5},
+        {"step": 2, "loss": 1.0, "mfu": 0.5},
+    ]
+
+
+def test_the_way_a_run_ended_is_kept_for_later(run: RunFolder, console: Console) -> None:
+    with Trackers([Memory()], run, console) as trackers:
+        trackers.status = "KILLED"
+    assert run.status_file.read_text() == "KILLED\n"
+
+
+def test_failing_tracker_that_hangs_at_the_end_gets_a_short_last_try(
+    run: RunFolder, console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "_FIRST_DELAY_SECONDS", 0.01)
+    monkeypatch.setattr(tracking, "_LAST_TRY_SECONDS", 0.2)
+    memory = Memory(failures=1, hangs_after=1)
+    trackers = Trackers([memory], run, console)
+    log(run, trackers, 1)
+    deadline = time.monotonic() + 5
+    while memory.attempts < 2 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    started = time.monotonic()
+    assert trackers.close(timeout_seconds=10) == 2
+    assert time.monotonic() - started < 2
+    memory.let_go.set()
 
 
 def test_unreadable_cursor_means_from_the_start(run: RunFolder, console: Console) -> None:

@@ -25,6 +25,9 @@ _LONGEST_VALUE: Final = 6000
 _SERVER_SECONDS: Final = 10.0
 # a database makes its tables in the first request
 _DATABASE_SECONDS: Final = 120.0
+_CLOSE_SECONDS: Final = 20.0
+# the first run makes the tables of the local store, which takes a busy machine long
+_LOCAL_CLOSE_SECONDS: Final = 60.0
 # of a file, beyond the time of a request; a slower line than this is as good as none
 _UPLOAD_BYTES_PER_SECOND: Final = 2**20
 
@@ -87,6 +90,7 @@ class MlflowDestination:
     """
 
     name = "MLflow"
+    close_seconds: float
 
     def __init__(
         self,
@@ -108,6 +112,7 @@ class MlflowDestination:
         """
         self._folder = folder
         self._local = tracking_uri is None
+        self.close_seconds = _LOCAL_CLOSE_SECONDS if self._local else _CLOSE_SECONDS
         self._tracking_uri = tracking_uri or local_tracking_uri(folder.root.parent)
         self._experiment = experiment
         self._parameters = flat_parameters(settings)

@@ -85,7 +85,8 @@ class _UnsentRows:
 
     def start_anew(self) -> None:
         self._offset_bytes = 0
-        self._move(_Cursor())
+        if self._cursor != _Cursor():
+            self._move(_Cursor())
 
     def send(self, send_rows: Callable[[Sequence[Row]], None]) -> int:
         sent = 0

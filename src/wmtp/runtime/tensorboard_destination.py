@@ -29,6 +29,7 @@ class TensorboardDestination:
     """Event files that ``tensorboard --logdir`` shows; a resumed run adds a file."""
 
     name = "TensorBoard"
+    close_seconds = 20.0
 
     def __init__(self, folder: RunFolder) -> None:
         """Take where the files go.

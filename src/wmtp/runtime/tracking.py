@@ -20,7 +20,6 @@ RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
 
 _FIRST_DELAY_SECONDS: Final = 1.0
 _LONGEST_DELAY_SECONDS: Final = 60.0
-_CLOSE_SECONDS: Final = 20.0
 _LAST_TRY_SECONDS: Final = 5.0
 
 
@@ -33,6 +32,10 @@ class Destination(Protocol):
     @property
     def name(self) -> str:
         """The user's word for it; in lower case it names the cursor file."""
+
+    @property
+    def close_seconds(self) -> float:
+        """How long the end of a run waits for it at most."""
 
     def connect(self) -> bool:
         """Open or make the run there; called again after a failure. True if the run is empty."""
@@ -70,22 +73,25 @@ class Trackers:
         for shipper in self._shippers:
             shipper.wake()
 
-    def close(self, timeout_seconds: float = _CLOSE_SECONDS) -> int:
-        """Send what is left, for at most that long, and end the threads.
+    def close(self, timeout_seconds: float | None = None) -> int:
+        """Send what is left, for each tracker's time at most, and end the threads.
 
         A tracker that fails when this begins, or while it lasts, gets one short last try.
+
+        Args:
+            timeout_seconds: instead of each tracker's own time.
 
         Returns:
             Number of metrics that a tracker was not sent, over all trackers.
         """
         if self._shippers:
             self._keep_status()
-        deadline = time.monotonic() + timeout_seconds
+        began = time.monotonic()
         for shipper in self._shippers:
             shipper.begin_close(self.status)
         unsent = 0
         for shipper in self._shippers:
-            shipper.join(deadline)
+            shipper.join(began + (timeout_seconds or shipper.close_seconds))
             missing = shipper.outbox.count_unsent()
             if missing:
                 self._console.warning(
@@ -126,6 +132,7 @@ class _Shipper:
 
     def __init__(self, destination: Destination, folder: RunFolder, console: Console) -> None:
         self.name = destination.name
+        self.close_seconds = destination.close_seconds
         self.outbox = Outbox(folder, destination.name)
         self._destination = destination
         self._console = console
