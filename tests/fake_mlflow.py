@@ -22,6 +22,7 @@ class FakeMlflow:
     Attributes:
         way: "good", or one of ``BAD_WAYS``; may be changed at any time.
         artifacts_way: of artifacts alone.
+        batches_way: of metrics, parameters and tags alone.
         metrics: every metric as it came, ``(name, step, value)``; a repeated one counts once if
             its time is the same, as in MLflow.
         files: path under the run's artifacts, and content.
@@ -30,6 +31,7 @@ class FakeMlflow:
     def __init__(self, way: str = "good", port: int = 0) -> None:
         self.way = way
         self.artifacts_way = "good"
+        self.batches_way = "good"
         self.run_id = uuid.uuid4().hex  # MLflow remembers where a run's artifacts go
         self.requests = 0
         self.runs = 0
@@ -86,6 +88,8 @@ class FakeMlflow:
                     way = fake.way
                     if way == "good" and self.command == "PUT":
                         way = fake.artifacts_way
+                    if way == "good" and self.path.endswith("/log-batch"):
+                        way = fake.batches_way
                     if way == "good":
                         fake._answer_well(self, body)
                     else:

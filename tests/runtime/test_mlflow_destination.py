@@ -118,11 +118,37 @@ def test_a_dead_port_is_told_once(run: RunFolder) -> None:
     assert "hunter2" not in stream.getvalue()
 
 
+def test_a_new_server_that_fails_at_first_still_gets_all_of_it(run: RunFolder) -> None:
+    with FakeMlflow() as old, FakeMlflow() as new:
+        with Trackers([destination(run, old.uri())], run, Console()) as trackers:
+            log(run, trackers, 1)
+        new.batches_way = "500"  # after the run was made there
+        with Trackers(
+            [destination(run, new.uri())], run, Console(stream=io.StringIO())
+        ) as trackers:
+            log(run, trackers, 2)
+        assert (new.runs, new.metrics) == (1, [])
+        new.batches_way = "good"
+        with Trackers([destination(run, new.uri())], run, Console()) as trackers:
+            log(run, trackers, 3)
+        assert (new.runs, len(new.metrics)) == (1, 3)
+
+
+def test_garbage_does_not_make_a_second_run(run: RunFolder) -> None:
+    with FakeMlflow() as server:
+        for way in ("good", "garbage", "html", "good"):
+            server.way = way
+            console = Console(stream=io.StringIO())
+            with Trackers([destination(run, server.uri())], run, console) as trackers:
+                log(run, trackers, 1)
+        assert server.runs == 1
+
+
 def test_a_run_is_found_again_whoever_asks(run: RunFolder) -> None:
     with FakeMlflow() as server:
-        for login in (LOGIN, ""):
+        for login in ("", LOGIN):
             with Trackers([destination(run, server.uri(login))], run, Console()) as trackers:
-                log(run, trackers, 1 if login else 2)
+                log(run, trackers, 2 if login else 1)
         assert server.runs == 1
         assert server.metrics == [("loss", 1, 0.5), ("loss", 2, 1.0)]
     assert json.loads((run.tracking / "mlflow-run.json").read_text()) == {

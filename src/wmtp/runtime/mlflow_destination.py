@@ -140,15 +140,11 @@ class MlflowDestination:
             logging.getLogger(logger).setLevel(logging.ERROR)
         # new each time: the last one may be in the middle of a request that was given up
         self._client = client = self._within.call(lambda: MlflowClient(self._tracking_uri))
-        run_id = self._find_run()
-        if run_id is not None:
-            self._run_id = run_id
-            self._within.call(lambda: client.update_run(run_id, status="RUNNING"))
-        else:
-            self._run_id = self._make_run()
-            self._is_new = True
+        self._run_id = self._find_run() or self._make_run()
+        self._within.call(lambda: client.update_run(self._run_id, status="RUNNING"))
         self._log_settings()
         is_empty, self._is_new = self._is_new, False  # a later reconnect finds it filled
+        self._keep_run()
         return is_empty
 
     def send(self, rows: Sequence[Row]) -> None:
@@ -206,16 +202,20 @@ class MlflowDestination:
 
         try:
             saved = json.loads(self._run_file.read_bytes())
-            if without_login(saved["tracking_uri"]) != without_login(self._tracking_uri):
-                return None
-            run = self._get_run(saved["run_id"])
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            run_id, uri = str(saved["run_id"]), str(saved["tracking_uri"])
+            is_new = bool(saved.get("is_new"))
+        except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
             return None
+        if without_login(uri) != without_login(self._tracking_uri):
+            return None
+        try:
+            run = self._get_run(run_id)
         except MlflowException as error:
             if error.error_code == "RESOURCE_DOES_NOT_EXIST":
                 return None
             raise
-        return str(run.info.run_id) if run.info.lifecycle_stage == "active" else None
+        self._is_new = is_new
+        return run_id if run.info.lifecycle_stage == "active" else None
 
     def _make_run(self) -> str:
         client, within = self._client, self._within
@@ -232,9 +232,17 @@ class MlflowDestination:
         run_id = str(run.info.run_id)
         if not experiment_id or not run_id:
             raise ConnectionError("the answer is not MLflow's: is tracking_uri an MLflow server?")
-        saved = {"run_id": run_id, "tracking_uri": without_secrets(self._tracking_uri)}
-        self._run_file.write_text(json.dumps(saved) + "\n")
+        self._run_id, self._is_new = run_id, True
+        self._keep_run()
         return run_id
+
+    def _keep_run(self) -> None:
+        """Note the run's id at once, and that no row was sent for as long as that is so."""
+        saved: dict[str, Any] = {"run_id": self._run_id}
+        saved["tracking_uri"] = without_secrets(self._tracking_uri)
+        if self._is_new:
+            saved["is_new"] = True
+        self._run_file.write_text(json.dumps(saved) + "\n")
 
     def _log_settings(self) -> None:
         from mlflow.entities import Param, RunTag
