@@ -123,9 +123,8 @@ def test_a_new_server_that_fails_at_first_still_gets_all_of_it(run: RunFolder) -
         with Trackers([destination(run, old.uri())], run, Console()) as trackers:
             log(run, trackers, 1)
         new.batches_way = "500"  # after the run was made there
-        with Trackers(
-            [destination(run, new.uri())], run, Console(stream=io.StringIO())
-        ) as trackers:
+        quiet = Console(stream=io.StringIO())
+        with Trackers([destination(run, new.uri())], run, quiet) as trackers:
             log(run, trackers, 2)
         assert (new.runs, new.metrics) == (1, [])
         new.batches_way = "good"
