@@ -213,8 +213,8 @@ def test_a_weighting_around_another_is_built_and_written_back(tmp_path: Path) ->
     ("fields", "message"),
     [
         ({}, "weighting.around is missing."),
-        ({"around": "rho1-wmtp"}, "weighting.around.algorithm is missing. Use for instance"),
-        ({"around": {"temperature": 1}}, "weighting.around.algorithm is missing. Use for instance"),
+        ({"around": "rho1-wmtp"}, "weighting.around.algorithm is missing. Use baseline-mtp"),
+        ({"around": {"temperature": 1}}, "weighting.around.algorithm is missing. Use baseline-mtp"),
         (
             {"around": {"algorithm": "rho2"}},
             "weighting.around.algorithm is 'rho2': no such algorithm",
@@ -316,7 +316,7 @@ def test_environment_variables_are_read_and_typed(
     [
         ("run: {name: a}\nrun: {name: b}\n", "recipe.yaml:2: run is given twice."),
         ("run: [unclosed\n", "not valid YAML"),
-        ("run: !!python/object/apply:os.system ['true']\n", "not valid YAML"),
+        ("run: !!python/object/apply:os.system ['true']\n", "run has the YAML tag"),
         ("a: &a [x, x]\n" + "".join(f"b{i}: &b{i} [*a, *a]\n" for i in range(3)), "no such key"),
         (
             "b0: &b0 [x, x, x, x, x, x, x, x, x, x]\n"

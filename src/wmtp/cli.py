@@ -3,6 +3,7 @@
 import contextlib
 import json
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -68,13 +69,30 @@ def main() -> None:
         app(_with_resume_value(arguments), standalone_mode=True)
     except WmtpError as error:
         if "--verbose" in arguments:
-            raise
-        for line in str(error).splitlines():
-            print(f"error: {line}", file=sys.stderr)
+            _print_traceback()
+        else:
+            for line in str(error).split("\n"):
+                print(f"error: {_printable(line)}", file=sys.stderr)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)  # training says where it stopped, and does not come here
         sys.exit(130)
+    except Exception:  # a fault of ours is shown whole, as Python would, but for secrets
+        _print_traceback()
+        sys.exit(1)
+
+
+def _print_traceback() -> None:
+    from wmtp.secrets import without_secrets
+
+    print(without_secrets(traceback.format_exc()), end="", file=sys.stderr)
+
+
+def _printable(line: str) -> str:
+    """The line with what a terminal would obey, or could not show, written out."""
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in line
+    )
 
 
 def _with_resume_value(arguments: list[str]) -> list[str]:

@@ -1,10 +1,18 @@
 """What can go wrong in a way the user can act on; each class carries its exit code."""
 
+from wmtp.secrets import without_secrets
+
 
 class WmtpError(Exception):
-    """A user's mistake or a refused input: shown as one or two plain lines, exit code 2."""
+    """A user's mistake or a refused input: shown as one or two plain lines, exit code 2.
+
+    Its text is free of secrets wherever it ends up: a log, a tracker, a caller's own handler.
+    """
 
     exit_code = 2
+
+    def __init__(self, message: str) -> None:
+        super().__init__(without_secrets(message))
 
 
 class ConfigError(WmtpError):

@@ -26,7 +26,8 @@ LAYERS = [
     {"data"},
     {"model", "weighting", "runtime"},
     {"loss", "optim"},
-    {"errors", "__init__"},
+    {"errors", "untrusted"},
+    {"secrets", "__init__"},
 ]
 LEVEL = {part: depth for depth, layer in enumerate(LAYERS) for part in layer}
 

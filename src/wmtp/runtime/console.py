@@ -21,7 +21,7 @@ from rich.table import Column
 
 from wmtp.errors import WmtpError
 from wmtp.runtime.durable import storage_errors
-from wmtp.runtime.secrets import without_secrets
+from wmtp.secrets import without_secrets
 
 Figures = Mapping[str, int | float]
 

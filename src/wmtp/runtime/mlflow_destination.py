@@ -10,7 +10,7 @@ from typing import Any, Final, final
 
 from wmtp.runtime.metrics import Row
 from wmtp.runtime.run_folder import RunFolder
-from wmtp.runtime.secrets import redacted, without_secrets
+from wmtp.secrets import redacted, without_secrets
 from wmtp.runtime.tracking import RunStatus
 
 # limits of one MLflow request

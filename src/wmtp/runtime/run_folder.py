@@ -11,7 +11,7 @@ import yaml
 
 from wmtp.errors import ConfigError
 from wmtp.runtime.durable import replace_file, storage_errors
-from wmtp.runtime.secrets import redacted
+from wmtp.secrets import redacted
 
 _RUN_NAME = re.compile(r"\w[\w.+=-]{0,99}")
 

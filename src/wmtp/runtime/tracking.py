@@ -17,7 +17,7 @@ from typing import Final, Literal, Protocol, Self, final
 from wmtp.runtime.console import Console
 from wmtp.runtime.metrics import Row, parse_row
 from wmtp.runtime.run_folder import RunFolder
-from wmtp.runtime.secrets import without_secrets
+from wmtp.secrets import without_secrets
 
 RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
 

@@ -1,16 +1,18 @@
 """Keep passwords and tokens out of the console, the run folder, trackers and error texts."""
 
+import json
 import os
 import re
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import quote
 
 HIDDEN = "***"
 
 _SECRET_WORD = "TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?|API_?KEY|ACCESS_KEY|PRIVATE_KEY"
 _SECRET_NAME = re.compile(rf"(?:^|[_.-])(?:{_SECRET_WORD})(?:[_.-]|$)", re.IGNORECASE)
 _PLACE_NAME = re.compile(r"_(?:PATH|FILE|DIR|HOME)$", re.IGNORECASE)
-_USER_INFO = re.compile(r"(?<=://)[^\s/@]+@")
+_USER_INFO = re.compile(r"(?<=://)[^\s/'\"]+@")  # up to the last @: a password may have one
 _QUERY_VALUE = re.compile(
     r"([?&][\w.-]*(?:token|secret|password|signature|credential|key)[\w.-]*=)[^&\s'\"]+",
     re.IGNORECASE,
@@ -59,4 +61,10 @@ def _secret_values() -> list[str]:
         and _SECRET_NAME.search(name)
         and not _PLACE_NAME.search(name)
     }
-    return sorted(values, key=len, reverse=True)
+    forms = {form for value in values for form in _forms_of(value)}
+    return sorted(forms, key=len, reverse=True)
+
+
+def _forms_of(value: str) -> tuple[str, ...]:
+    """How a text may stand in a message: as it is, as Python or JSON show it, or in a URI."""
+    return value, repr(value)[1:-1], json.dumps(value)[1:-1], quote(value, safe="")

@@ -1,6 +1,6 @@
 import pytest
 
-from wmtp.runtime.secrets import redacted, without_secrets
+from wmtp.secrets import redacted, without_secrets
 
 
 def test_values_of_secret_variables_are_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
