@@ -198,7 +198,8 @@ def _settings(
     for path in [config, *(profile or [])]:
         with contextlib.suppress(ConfigError):  # load_settings tells it with all other faults
             section = read_yaml_file(path).values.get("mps_optimizations") if path else None
-            mps.update(section if isinstance(section, dict) else {})
+            if isinstance(section, dict):  # other types are told by load_settings, too
+                mps.update({k: v for k, v in section.items() if isinstance(v, bool | int | float)})
     set_environment_before_torch(
         mps_fallback_to_cpu=mps.get("fallback_to_cpu"),
         mps_high_watermark=mps.get("high_watermark"),

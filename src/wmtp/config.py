@@ -88,8 +88,8 @@ class Checkpoints(Section):
     """What is kept, where and how often."""
 
     base_path: str = Field("runs", description="folder of all run folders")
-    save_interval: int = Field(100, ge=1, description="optimizer steps between checkpoints")
-    keep_last: int = Field(2, ge=1, description="older checkpoints are removed")
+    save_interval: int = Field(100, ge=1, le=10**12, description="steps between checkpoints")
+    keep_last: int = Field(2, ge=1, le=10**6, description="older checkpoints are removed")
     save_final: bool = Field(True, description="write final/, the model to take away")
 
 
@@ -123,7 +123,7 @@ class Config(Section):
     paths: Paths = Paths()
     mlflow: Mlflow = Mlflow()
     tensorboard: Tensorboard = Tensorboard()
-    log_interval: int = Field(10, ge=1, description="optimizer steps between logged rows")
+    log_interval: int = Field(10, ge=1, le=10**12, description="steps between logged rows")
 
 
 # recipe: the experiment ---------------------------------------------------------------------------
@@ -158,13 +158,17 @@ class Model(Section):
     architecture: str | None = Field(
         None, description="of kind hf from scratch: a model_type of transformers, such as gpt2"
     )
-    hidden_size: int | None = Field(None, ge=8)
-    num_layers: int | None = Field(None, ge=1)
-    num_heads: int | None = Field(None, ge=1)
-    num_kv_heads: int | None = Field(None, ge=1, description="default: num_heads")
-    intermediate_size: int | None = Field(None, ge=8, description="default: 8/3 hidden_size")
-    vocab_size: int | None = Field(None, ge=2, description="default: the tokenizer's")
-    max_seq_length: int | None = Field(None, ge=2, description="default: data.train.max_length")
+    hidden_size: int | None = Field(None, ge=8, le=2**16)
+    num_layers: int | None = Field(None, ge=1, le=1000)
+    num_heads: int | None = Field(None, ge=1, le=1024)
+    num_kv_heads: int | None = Field(None, ge=1, le=1024, description="default: num_heads")
+    intermediate_size: int | None = Field(
+        None, ge=8, le=2**20, description="default: 8/3 hidden_size"
+    )
+    vocab_size: int | None = Field(None, ge=2, le=2**24, description="default: the tokenizer's")
+    max_seq_length: int | None = Field(
+        None, ge=2, le=2**24, description="default: data.train.max_length"
+    )
     rope_theta: float = Field(10000.0, gt=1)
     qk_norm: bool = Field(True, description="for models from scratch")
     tie_embeddings: bool = Field(True, description="for models from scratch")
@@ -236,10 +240,10 @@ class TrainData(Section):
     """What is learned."""
 
     sources: Sources = Field(min_length=1)
-    max_length: int = Field(1024, ge=2, description="S, tokens per row")
-    batch_size: int = Field(8, ge=1, description="B, rows per micro-batch")
+    max_length: int = Field(1024, ge=2, le=2**24, description="S, tokens per row")
+    batch_size: int = Field(8, ge=1, le=2**20, description="B, rows per micro-batch")
     num_workers: int = Field(0, ge=0, le=64)
-    prefetch_factor: int = Field(2, ge=1)
+    prefetch_factor: int = Field(2, ge=1, le=1000)
     pack_sequences: bool = Field(True, description="several documents per row, borders kept")
     mask_prompt: bool = Field(True, description="prompts are read but not learned")
 
@@ -248,9 +252,13 @@ class EvalData(Section):
     """What is measured during training and at its end."""
 
     sources: Sources = ()
-    batch_size: int = Field(8, ge=1)
-    max_length: int | None = Field(None, ge=2, description="default: data.train.max_length")
-    max_rows: int | None = Field(None, ge=1, description="measure only so many, evenly spread")
+    batch_size: int = Field(8, ge=1, le=2**20)
+    max_length: int | None = Field(
+        None, ge=2, le=2**24, description="default: data.train.max_length"
+    )
+    max_rows: int | None = Field(
+        None, ge=1, le=10**12, description="measure only so many, evenly spread"
+    )
 
 
 class RewardData(Section):
@@ -289,7 +297,7 @@ class Loss(Section):
 
     head_scale: Floats | None = Field(None, description="one factor per head; default 1, 0.3, ...")
     anneal: Anneal = Anneal()
-    chunk_rows: int | None = Field(None, ge=1, description="rows of logits at a time")
+    chunk_rows: int | None = Field(None, ge=1, le=2**24, description="rows of logits at a time")
 
 
 class EarlyStopping(Section):
@@ -297,22 +305,27 @@ class EarlyStopping(Section):
 
     enabled: bool = False
     monitor: str = Field("eval/loss", pattern=r"^eval/(loss|ce/head_\d+)$")
-    patience: int = Field(3, ge=1, description="evaluations without improvement")
+    patience: int = Field(3, ge=1, le=10**6, description="evaluations without improvement")
     min_delta: float = Field(0.0, ge=0)
 
 
 class Train(Section):
     """How long, and what moves."""
 
-    max_steps: int | None = Field(None, ge=1)
-    num_epochs: float | None = Field(None, gt=0)
-    gradient_accumulation: int = Field(1, ge=1, description="micro-batches per step")
+    max_steps: int | None = Field(None, ge=1, le=10**12)
+    num_epochs: float | None = Field(None, gt=0, le=1e9)
+    gradient_accumulation: int = Field(1, ge=1, le=2**20, description="micro-batches per step")
     gradient_checkpointing: bool = False
     freeze: Literal["none", "trunk"] = "none"
-    eval_interval: int | None = Field(None, ge=1, description="steps between evaluations")
+    eval_interval: int | None = Field(
+        None, ge=1, le=10**12, description="steps between evaluations"
+    )
     early_stopping: EarlyStopping = EarlyStopping()
     average_last: int | None = Field(
-        None, ge=2, description="at the end write average/, the mean of so many checkpoints"
+        None,
+        ge=2,
+        le=1000,
+        description="at the end write average/, the mean of so many checkpoints",
     )
 
     @model_validator(mode="after")
@@ -337,7 +350,7 @@ class Optim(Section):
     eps: float = Field(1e-8, gt=0, lt=1)
     grad_clip: float | None = Field(1.0, gt=0, description="largest gradient norm; null for none")
     scheduler: Literal["constant", "cosine", "wsd"] = "cosine"
-    warmup_steps: int = Field(0, ge=0)
+    warmup_steps: int = Field(0, ge=0, le=10**12)
     decay_fraction: float = Field(0.2, ge=0, le=1, description="last part of a wsd schedule")
     min_lr: float = Field(0.0, ge=0, description="learning rate at the end of a decay")
 

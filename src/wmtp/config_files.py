@@ -61,6 +61,8 @@ class Document:
         self.faulted |= value.faulted
         if value.readable:
             section[key[-1]] = value.values
+            for length in range(1, len(key)):  # sections that no file has
+                self.origins.setdefault(tuple(key[:length]), origin)
             self.origins[tuple(key)] = origin
 
 
@@ -93,7 +95,7 @@ _VALUES: dict[str, Callable[[str], Any]] = {
 }
 """How a plain value is read; nothing else than these is ever made of a file."""
 
-_COLLECTIONS = {
+_COLLECTIONS: dict[type[yaml.Node], str] = {
     yaml.MappingNode: "tag:yaml.org,2002:map",
     yaml.SequenceNode: "tag:yaml.org,2002:seq",
 }
@@ -133,6 +135,8 @@ def read_yaml(text: str, name: str, at: Key = ()) -> Document:
             return document
         if not isinstance(node, yaml.MappingNode) and not at:
             raise _RefusedError(": expected sections with keys.")
+        if isinstance(node, yaml.MappingNode) and not at and (fault := _fault_of(node)):
+            raise _RefusedError(fault)
         if node is None:
             node = yaml.ScalarNode("tag:yaml.org,2002:null", "")
         for key, inner in _walk(node, at, name, document):
@@ -186,9 +190,8 @@ def _walk(
             raise _RefusedError(f": nested too deeply (at most {MAX_DEPTH} levels).")
         if key:
             yield key, current
-        if isinstance(current, yaml.ScalarNode):
-            if "${" in current.value:
-                _replace_variables(current, key, _place(name, current, prefix), document)
+        if isinstance(current, yaml.ScalarNode) and "${" in current.value:
+            _replace_variables(current, key, _place(name, current, prefix), document)
         fault = _fault_of(current)
         if fault:
             document.faulted.add(key)
@@ -285,11 +288,11 @@ def _merge(base: dict[str, Any], over: dict[str, Any]) -> None:
 
 
 def dotted(key: Key) -> str:
-    """A key as messages write it; what would not stand on a line is quoted and cut.
+    r"""A key as messages write it; what would not stand on a line is quoted and cut.
 
     Example:
-        >>> dotted(("data", "sources", 0)), dotted(("run", "a\\nb"))
-        ('data.sources.0', "run.'a\\\\nb'")
+        >>> dotted(("data", "sources", 0)), dotted(("run", "a\nb"))
+        ('data.sources.0', "run.'a\\nb'")
     """
     return ".".join(_part(str(part)) for part in key)
 

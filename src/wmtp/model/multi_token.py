@@ -1,8 +1,10 @@
 """The model that is trained: a trunk, and heads that look further ahead."""
 
+import psutil
 import torch
 from torch import Tensor, nn
 
+from wmtp.errors import DeviceError
 from wmtp.model.heads import HeadsShape, build_heads
 from wmtp.model.kv_cache import Cache
 from wmtp.model.llama import LlamaTrunk
@@ -192,9 +194,20 @@ class MultiTokenModel(nn.Module):
 
 
 def empty_model(trunk_shape: LlamaShape, heads_shape: HeadsShape) -> MultiTokenModel:
-    """Build a float32 llama model on the CPU with memory for its numbers, and no numbers yet."""
+    """Build a float32 llama model on the CPU with memory for its numbers, and no numbers yet.
+
+    Raises:
+        DeviceError: the machine has not that much memory.
+    """
     with torch.device("meta"):
         model = MultiTokenModel(LlamaTrunk(trunk_shape), heads_shape)
+    needed = sum(p.numel() * p.element_size() for p in model.parameters())
+    present = psutil.virtual_memory().total
+    if needed > present:  # the system may grant it, and end the process when it is used
+        raise DeviceError(
+            f"a model of {model.num_parameters:,} parameters takes {needed / 1e9:,.1f} GB of "
+            f"memory, but this machine has {present / 1e9:,.1f} GB. Choose a smaller one."
+        )
     return model.to_empty(device="cpu")
 
 

@@ -10,8 +10,8 @@ from typing import Any, Final, final
 
 from wmtp.runtime.metrics import Row
 from wmtp.runtime.run_folder import RunFolder
-from wmtp.secrets import redacted, without_secrets
 from wmtp.runtime.tracking import RunStatus
+from wmtp.secrets import redacted, without_secrets
 
 # limits of one MLflow request
 _METRICS_PER_REQUEST: Final = 1000
