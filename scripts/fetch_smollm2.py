@@ -51,7 +51,11 @@ def convert(gguf: Path, target: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
+    source = {
+        "pretrained_model_name_or_path": str(gguf.parent),
+        "gguf_file": gguf.name,
+        "trust_remote_code": False,
+    }
     model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.bfloat16)
     # transformers marks a model read from GGUF as quantized and refuses to save it
     del model.config.quantization_config

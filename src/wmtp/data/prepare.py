@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from wmtp.data.shards import VERSION, Shards, SourceCount, is_shards, open_shard
 from wmtp.data.sources import Source, list_files, read_documents
 from wmtp.data.tokenizer import TextTokenizer
 from wmtp.errors import DataError, StorageError
+from wmtp.untrusted import open_ordinary
 
 Report = Callable[[str], None]
 
@@ -162,7 +164,7 @@ def _describe_source(source: Source) -> list[object]:
 
 def _hash_file(path: Path) -> str:
     try:
-        with path.open("rb") as file:
+        with os.fdopen(open_ordinary(path), "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise DataError(f"data file '{path}' cannot be read: {error.strerror}.") from error

@@ -31,6 +31,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from wmtp.errors import DataError
 from wmtp.runtime.durable import storage_errors, sync_file, sync_folder
+from wmtp.untrusted import LARGEST_JSON, open_ordinary, read_bounded
 
 MANIFEST_FILE = "manifest.json"
 TOKENS_FILE = "tokens.bin"
@@ -40,6 +41,7 @@ BAD_LINES_FILE = "bad_lines.jsonl"
 
 VERSION: Final = 1
 _CHUNK = 1 << 20
+LONGEST_NAME_BYTES = 1 << 16
 
 Dtype = Literal["uint16", "uint32"]
 BaseColumn = Literal["wanted", "loss_weights"]
@@ -201,9 +203,10 @@ class Shards:
             DataError: the names cannot be read.
         """
         try:
-            with (self.path / NAMES_FILE).open(encoding="utf-8") as file:
-                return tuple(str(json.loads(line)) for line in islice(file, first, last + 1))
-        except (OSError, ValueError) as error:
+            with os.fdopen(open_ordinary(self.path / NAMES_FILE), "rb") as file:
+                lines = iter(lambda: file.readline(LONGEST_NAME_BYTES), b"")
+                return tuple(str(json.loads(line)) for line in islice(lines, first, last + 1))
+        except (OSError, ValueError, RecursionError) as error:
             raise _damaged(self.path, f"{NAMES_FILE} cannot be read: {error}") from error
 
     def verify(self) -> None:
@@ -304,7 +307,7 @@ def _read_manifest(path: Path) -> Manifest:
             "Make one with: wmtp data prepare."
         )
     try:
-        content = file.read_bytes()
+        content = read_bounded(file, LARGEST_JSON)
         manifest = Manifest.model_validate_json(content)
     except OSError as error:
         raise DataError(f"'{file}' cannot be read: {error.strerror}.") from error

@@ -11,6 +11,7 @@ from typing import IO, cast
 
 from wmtp.data.documents import UnusableError
 from wmtp.errors import DataError
+from wmtp.untrusted import check_ordinary
 
 _COMPRESSED = frozenset({".gz", ".xz"})
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -76,6 +77,7 @@ def open_binary(path: Path) -> Iterator[IO[bytes]]:
         DataError: the file cannot be opened or decompressed, there or inside the block.
     """
     try:
+        check_ordinary(path)
         with _open(path) as file:
             yield file
     except (gzip.BadGzipFile, zlib.error, lzma.LZMAError, EOFError) as error:

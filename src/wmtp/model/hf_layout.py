@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from wmtp.errors import CheckpointError, StorageError
@@ -38,6 +37,7 @@ from wmtp.model.stored_tensors import (
     WEIGHTS_NAME,
     check_names,
     copy_tensors,
+    open_tensors,
     tensor_files,
 )
 
@@ -302,7 +302,7 @@ def _ignored_names(
 
 def _check_tied(path: Path, model: MultiTokenModel) -> None:
     """Refuse a second, different matrix: transformers would leave such a pair untied."""
-    with safe_open(path, framework="pt") as file:
+    with open_tensors(path) as file:
         stored_VD = file.get_tensor("lm_head.weight")
     if not torch.equal(stored_VD.float(), model.unembedding_VD):
         raise CheckpointError(

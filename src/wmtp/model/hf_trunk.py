@@ -413,7 +413,9 @@ def build_hf_trunk(config: PretrainedConfig, seed: int) -> HfTrunk:
     def build() -> HfTrunk:
         with quiet_transformers(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            network = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+            network = AutoModelForCausalLM.from_config(
+                config, dtype=torch.float32, trust_remote_code=False
+            )
         return HfTrunk(network, shape)
 
     with told_plainly(f"{where}: transformers cannot build a causal language model of these sizes"):

@@ -16,6 +16,7 @@ from typing import Final
 
 from wmtp.errors import CheckpointError, ConfigError
 from wmtp.runtime.durable import storage_errors, sync_file, sync_folder
+from wmtp.untrusted import read_json
 
 MANIFEST: Final = "manifest.json"
 FORMAT: Final = 1
@@ -273,13 +274,13 @@ def _find_damage(folder: Path) -> str | None:
 def _read_manifest(path: Path) -> tuple[int | None, dict[str, tuple[int, str]]]:
     """Step and (size, sha256) of each file; the step is None if this is not a manifest of ours."""
     try:
-        manifest = json.loads(path.read_text())
+        manifest = read_json(path)
         if manifest["format"] != FORMAT:
             return None, {}
         files = manifest["files"].items()
         expected = {name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in files}
         return int(manifest["step"]), expected
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         return None, {}
 
 

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from wmtp.errors import CheckpointError
+from wmtp.untrusted import check_tensor_file, read_json
 
 TENSORS_FILE: Final = "state.safetensors"
 VALUES_FILE: Final = "state.json"
@@ -48,11 +49,12 @@ def load_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         CheckpointError: a file is missing or is not what its name says.
     """
     try:
+        check_tensor_file(folder / TENSORS_FILE)
         tensors = load_file(folder / TENSORS_FILE)
-        values = json.loads((folder / VALUES_FILE).read_text())
+        values = read_json(folder / VALUES_FILE)
     except OSError as error:
         raise CheckpointError(f"{folder} cannot be read: {error.strerror or error}.") from error
-    except (SafetensorError, ValueError, RecursionError) as error:
+    except (SafetensorError, ValueError) as error:
         raise CheckpointError(f"{folder} cannot be read: {error}.") from error
     if not isinstance(values, dict):
         raise CheckpointError(f"{folder / VALUES_FILE} does not hold a JSON object.")
