@@ -16,6 +16,7 @@ MAX_BYTES = 1 << 18
 MAX_NODES = 20_000  # aliases can make a short file expand without end
 MAX_DEPTH = 32
 MAX_DIGITS = 40
+_TOO_DEEP = f": nested too deeply (at most {MAX_DEPTH} levels)."
 VARIABLE = re.compile(r"\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>[^}]*))?\}")
 
 Key = tuple[str | int, ...]
@@ -69,7 +70,17 @@ class Document:
 class _CoreLoader(yaml.SafeLoader):
     """YAML 1.2's plain scalars: 3e-4 is a number; yes, on, 1:30 and 2026-11-21 are text."""
 
+    depth = 0
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012
+
+    def compose_node(self, parent: Any, index: Any) -> yaml.Node | None:
+        """Stop going down long before Python would, which takes seconds to say so."""
+        self.depth += 1
+        if self.depth > MAX_DEPTH + 2:
+            raise _RefusedError(_TOO_DEEP)
+        node: yaml.Node | None = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
 
 _PATTERNS = {
@@ -148,9 +159,6 @@ def read_yaml(text: str, name: str, at: Key = ()) -> Document:
     except _RefusedError as refused:
         document.readable = False
         document.errors.append(f"{name}{refused}")
-    except RecursionError:
-        document.readable = False
-        document.errors.append(f"{name}: nested too deeply (at most {MAX_DEPTH} levels).")
     return document
 
 
@@ -187,7 +195,7 @@ def _walk(
         if visited > MAX_NODES:
             raise _RefusedError(f": expands to more than {MAX_NODES} values.")
         if len(key) > MAX_DEPTH:
-            raise _RefusedError(f": nested too deeply (at most {MAX_DEPTH} levels).")
+            raise _RefusedError(_TOO_DEEP)
         if key:
             yield key, current
         if isinstance(current, yaml.ScalarNode) and "${" in current.value:

@@ -113,6 +113,11 @@ class TextTokenizer:
                 f"tokenizer '{file}' has the id {tokenizer.vocab_size - 1}; ids are below "
                 f"{LARGEST_VOCABULARY}."
             )
+        if not tokenizer.encode("a"):
+            raise DataError(
+                f"tokenizer '{file}' cannot be used: it leaves out the letter a, and who knows "
+                "what else, without a word."
+            )
         return tokenizer
 
     def encode(self, text: str) -> list[int]:
@@ -313,7 +318,11 @@ def _find_eos(model: Tokenizer, folder: Path) -> int:
     token = _read_json(folder / CONFIG_FILE).get("eos_token")
     if isinstance(token, dict):
         token = token.get("content")
-    token_id = model.token_to_id(token) if isinstance(token, str) else None
+    if token is not None and not isinstance(token, str):
+        raise DataError(
+            f"'{folder / CONFIG_FILE}': eos_token is {str(token)[:40]}, which is no text."
+        )
+    token_id = None if token is None else model.token_to_id(token)
     if token_id is not None:
         return token_id
     for name in ("generation_config.json", "config.json"):

@@ -107,6 +107,11 @@ def _load_llama(
 ) -> MultiTokenModel:
     shape = stored.trunk
     files = tensor_files(directory)
+    if shape.num_layers + stored_heads.horizon - 1 > len(files):  # before they are built
+        raise CheckpointError(
+            f"'{directory}' has {len(files)} tensors, too few for {shape.num_layers} layers and "
+            f"{stored_heads.horizon} heads: its weights do not fit its {CONFIG_NAME}."
+        )
     model = empty_model(shape, heads)
     has_heads = stored_heads.horizon > 1
     wanted = {

@@ -309,6 +309,9 @@ def hf_shape(config: PretrainedConfig, where: str) -> LlamaShape:
             f"{where}: model_type '{config.model_type}' has no single {' and '.join(lacking)}; "
             "only dense decoders can be trunks."
         )
+    for key, value in given.items():
+        if value < 1:
+            raise CheckpointError(f"{where}: {key} is {value}; it must be at least 1.")
     experts = [key for key in EXPERT_KEYS if (vars(config).get(key) or 0) > 1]
     if experts or config.is_encoder_decoder:
         raise CheckpointError(
