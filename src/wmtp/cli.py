@@ -12,6 +12,7 @@ import typer
 
 from wmtp import __version__
 from wmtp.errors import ConfigError, WmtpError
+from wmtp.untrusted import printable
 
 if TYPE_CHECKING:
     from wmtp.config import Settings
@@ -72,7 +73,7 @@ def main() -> None:
             _print_traceback()
         else:
             for line in str(error).split("\n"):
-                print(f"error: {_printable(line)}", file=sys.stderr)
+                print(f"error: {printable(line)}", file=sys.stderr)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)  # training says where it stopped, and does not come here
@@ -86,13 +87,6 @@ def _print_traceback() -> None:
     from wmtp.secrets import without_secrets
 
     print(without_secrets(traceback.format_exc()), end="", file=sys.stderr)
-
-
-def _printable(line: str) -> str:
-    """The line with what a terminal would obey, or could not show, written out."""
-    return "".join(
-        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in line
-    )
 
 
 def _with_resume_value(arguments: list[str]) -> list[str]:

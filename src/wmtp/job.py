@@ -17,6 +17,7 @@ from wmtp.data.batches import Batch, evaluation_batches
 from wmtp.data.loading import load_batches
 from wmtp.data.reference import Reference
 from wmtp.data.rows import Rows
+from wmtp.data.shards import Shards
 from wmtp.data.tokenizer import TextTokenizer
 from wmtp.loss import Workspace
 from wmtp.model.multi_token import MultiTokenModel
@@ -71,6 +72,12 @@ class Job:
     def rows_per_step(self) -> int:
         """Rows of data in one optimizer step."""
         return rows_per_step(self.settings.recipe)
+
+    @property
+    def shards(self) -> list[Shards]:
+        """The tokenized data of training and evaluation."""
+        rows = [self.train_rows, *([self.eval_rows] if self.eval_rows else [])]
+        return [one.shards for one in rows]
 
     def training_batches(self, start_row: int) -> AbstractContextManager[Iterator[Batch]]:
         """Micro-batches from a position in the data on, without end."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from wmtp.average import AVERAGE_NAME, average_checkpoints, newest_good_checkpoints
 from wmtp.data.batches import Batch
+from wmtp.data.shards import gather_bad_lines
 from wmtp.errors import CheckpointError, DivergedError
 from wmtp.evaluation.held_out import measure_heads
 from wmtp.evaluation.window import Window
@@ -78,6 +79,7 @@ def train(job: Job, folder: RunFolder, console: Console, checkpoint: Path | None
     checkpoints = config.paths.checkpoints
     require_space(folder.checkpoints, checkpoint_bytes(job.model), checkpoints.keep_last)
     folder.write_settings(job.describe())
+    gather_bad_lines(job.shards, folder.bad_lines_file)
     if checkpoint is None:  # rows of a run that was killed before its first checkpoint
         cut_back(folder.metrics_file, BEFORE_ALL)
     if job.value_head is not None and checkpoint is None:

@@ -19,6 +19,20 @@ LARGEST_TENSOR_HEADER: Final = 16 * 1024**2
 """Names and shapes of about 100,000 tensors."""
 
 
+def printable(line: str) -> str:
+    r"""The line with what a terminal would obey, or no encoding can take, written out.
+
+    Example:
+        >>> printable("a\x1b[2J.py")
+        'a\\x1b[2J.py'
+    """
+    if line.isprintable():
+        return line
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in line
+    )
+
+
 def open_ordinary(path: Path) -> int:
     """Open an ordinary file for reading, or a link to one; gives its descriptor.
 

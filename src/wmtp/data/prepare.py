@@ -124,7 +124,10 @@ def prepare_cached(
         if report and is_to_be_fetched(source.path):
             report(f"fetching {source.path} from the Hugging Face hub")
     folder = cache_root / cache_key(sources, tokenizer)
-    if not is_shards(folder):
+    if is_shards(folder):
+        if report and (left_out := open_shards(folder).left_out()):
+            report("\n".join([f"{_names(sources)}, tokenized before:", *left_out]))
+    else:
         if report:
             report(f"tokenizing {_names(sources)}")
         try:
@@ -211,8 +214,8 @@ def _prepare_source(
             on_progress(writer.documents, writer.tokens)
     if 2 * (offered - (writer.documents - documents)) > offered:
         raise DataError(
-            f"data source '{source.path}': most of it cannot be used with this tokenizer; the "
-            f"last is {bad.lines[-1]}."
+            f"data source '{source.path}': most of it cannot be used with this tokenizer:\n"
+            + "\n".join(BadLines(bad.lines[bad_before:]).report())
         )
     reasons = Counter(line.reason for line in bad.lines[bad_before:])
     count = SourceCount(

@@ -82,7 +82,7 @@ class Console:
 
     def result(self, text: str) -> None:
         """Print what the user asked for to standard output."""
-        text = without_secrets(text)
+        text = _writable(without_secrets(text))
         with self._lock:
             print(text, file=sys.stdout, flush=True)
             self.log(text)
@@ -92,7 +92,7 @@ class Console:
         with self._lock:
             if self._log is None:
                 return
-            now = datetime.now().isoformat(" ", "seconds")
+            now, text = datetime.now().isoformat(" ", "seconds"), _writable(text)
             try:
                 for part in text.splitlines():
                     self._log.write(f"{now}  {part}\n")
@@ -138,6 +138,7 @@ class Console:
 
     def _show(self, text: str, style: str | None = None) -> None:
         with self._lock:
+            text = _writable(text)
             self._rich.print(text, style=style, soft_wrap=True)
             self.log(text)
 
@@ -278,6 +279,11 @@ def progress_text(
             return text
         parts.pop(dispensable, None)
     return place[:width]
+
+
+def _writable(text: str) -> str:
+    """The text with what no encoding can take written out, such as a file name in Latin-1."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _clock_time(seconds: float) -> str:

@@ -24,6 +24,7 @@ class RunFolder:
     <base path>/<run name>/
       run.yaml            the effective config + recipe + versions + seed
       train.log           what the console said
+      bad_lines.jsonl     every line or file of the data that could not be used, and why
       metrics.jsonl       one JSON object per logged step
       checkpoints/        step-00000100/ and so on
       final/              the model directory users take away
@@ -49,6 +50,11 @@ class RunFolder:
     def log_file(self) -> Path:
         """What the console said, with times."""
         return self.root / "train.log"
+
+    @property
+    def bad_lines_file(self) -> Path:
+        """What of the data could not be used."""
+        return self.root / "bad_lines.jsonl"
 
     @property
     def metrics_file(self) -> Path:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from wmtp.data.reference import fingerprint_model
+from wmtp.data.shards import gather_bad_lines
 from wmtp.errors import DivergedError
 from wmtp.job import Job
 from wmtp.loss.pieces import MEBIBYTE
@@ -131,6 +132,7 @@ def train_value_head(
     progress, best = learning.progress, learning.best
     folder.checkpoints.mkdir(parents=True, exist_ok=True)
     remove_leftovers(folder.checkpoints)
+    gather_bad_lines((data.learned.shards, data.held_out.shards), folder.bad_lines_file)
     if list_checkpoints(folder.checkpoints):
         checkpoint, _ = newest_good(folder.checkpoints)
         load_stage(checkpoint, learning)
