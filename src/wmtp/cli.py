@@ -149,7 +149,8 @@ def train(
     name = settings.recipe.run.name
     folder = (open_run_folder if resume else create_run_folder)(base_path, name)
     with hold_run_lock(folder.lock_file, name), Console(folder.log_file) as console:
-        remove_leftovers(folder.checkpoints)
+        for place in folder.places:
+            remove_leftovers(place)
         in_stage1 = resume == NEWEST and not list_checkpoints(folder.checkpoints)
         in_stage1 = in_stage1 and folder.stage1.root.is_dir()  # it goes on from its own checkpoints
         checkpoint = None

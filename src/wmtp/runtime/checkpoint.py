@@ -145,16 +145,16 @@ def newest_good(checkpoints: Path) -> tuple[Path, list[tuple[Path, str]]]:
     )
 
 
-def remove_leftovers(checkpoints: Path) -> list[str]:
-    """Remove what an interrupted write left behind; call it holding the run's lock.
+def remove_leftovers(place: Path) -> list[str]:
+    """Remove what an interrupted write left in a folder; call it holding the run's lock.
 
     Returns:
-        Names of the folders removed.
+        Names of the files and folders removed.
     """
-    if not checkpoints.is_dir():
+    if not place.is_dir():
         return []
-    leftovers = sorted(checkpoints.glob(f"{_TEMPORARY}*"))
-    with storage_errors(f"leftovers in {checkpoints} could not be removed"):
+    leftovers = sorted(place.glob(f"{_TEMPORARY}*"))
+    with storage_errors(f"leftovers in {place} could not be removed"):
         for path in leftovers:
             _remove(path)
     return [path.name for path in leftovers]

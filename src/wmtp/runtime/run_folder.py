@@ -85,6 +85,11 @@ class RunFolder:
         """Held by the process that writes this run."""
         return self.root / ".lock"
 
+    @property
+    def places(self) -> tuple[Path, ...]:
+        """Every folder in which files and folders are written under a temporary name first."""
+        return (self.root, self.checkpoints, self.tracking, self.stage1.root)
+
     def write_settings(self, settings: Mapping[str, Any]) -> None:
         """Write run.yaml, without secrets.
 
