@@ -22,10 +22,9 @@ from typing import Any
 import yaml
 from safetensors.torch import load_file
 
+from tests.end_to_end.conftest import TEXT
 from wmtp.runtime.checkpoint import find_damage, list_checkpoints, step_of
 from wmtp.runtime.metrics import read_metrics
-
-from tests.end_to_end.conftest import TEXT
 
 SAVE_INTERVAL = 5
 KEEP_LAST = 2
