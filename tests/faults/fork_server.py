@@ -14,11 +14,13 @@ would show up against the undisturbed runs, which are made by ``python -m wmtp``
 
 import importlib
 import json
+import multiprocessing
 import os
 import pkgutil
 import resource
 import signal
 import sys
+import tempfile
 from collections.abc import Callable
 from typing import Any
 
@@ -61,6 +63,10 @@ def become(request: dict[str, Any]) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (request["largest_file"],) * 2)
     if request.get("kill_before"):
         kill_before(request["kill_before"])
+    if request.get("temporary"):
+        os.environ["TMPDIR"] = tempfile.tempdir = request["temporary"]
+    if request.get("start_method"):
+        multiprocessing.set_start_method(request["start_method"], force=True)
     sys.argv = ["wmtp", *request["start"]]
     from wmtp.cli import main
 

@@ -4,6 +4,7 @@ Everything goes through the command line and the run folder: ``wmtp train``, its
 files. How saving works inside is not known here.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -98,6 +99,34 @@ def _session(leader: int) -> list[int]:
     return members
 
 
+def ownerless_memory(since: float, patience: float = 3.0) -> set[str]:
+    """What was made in /dev/shm since then and is mapped by no process any more.
+
+    Other programs of this machine put theirs there too, but are alive.
+    """
+    deadline = time.monotonic() + patience
+    while (
+        left := {
+            path.name
+            for path in Path("/dev/shm").iterdir()
+            if path.exists() and path.stat().st_mtime >= since and path.stat().st_uid == os.getuid()
+        }
+        - _mapped_memory()
+    ):
+        if time.monotonic() > deadline:
+            return left
+        time.sleep(0.1)
+    return set()
+
+
+def _mapped_memory() -> set[str]:
+    names: set[str] = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it ended meanwhile, or is another user's
+            names |= set(re.findall(r"/dev/shm/(\S+)", (process / "maps").read_text()))
+    return names
+
+
 class Programs:
     """Starts ``wmtp`` in a folder: forked from a process that has torch, or from scratch."""
 
@@ -139,7 +168,9 @@ class Programs:
 
     def _output(self) -> Path:
         self._count += 1
-        return self.folder / f"output-{self._count:04d}.txt"
+        output = self.folder / f"output-{self._count:04d}.txt"
+        output.touch()
+        return output
 
     def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
         self._tell(request)
@@ -398,6 +429,23 @@ def _assert_went_on(process: Running, good: int | None) -> None:
     steps = re.findall(r"^step (\d+)/\d+  loss", process.said, re.MULTILINE)
     if steps:
         assert int(steps[0]) == (good or 0) + 1, process.said
+
+
+def copied(toy: Toy, name: str) -> Path:
+    """A copy of the undisturbed run, to be damaged."""
+    run = toy.runs / name
+    shutil.copytree(toy.whole(), run, symlinks=True)
+    return run
+
+
+def wait_until(run: Running, seen: Callable[[], bool], seconds: float = 60.0) -> None:
+    """Look every half millisecond until something is seen or the run has ended."""
+    deadline = time.monotonic() + seconds
+    while not seen():
+        if run.reap(0) is not None:
+            return
+        assert time.monotonic() < deadline, f"not seen within {seconds} s:\n{run.said}"
+        time.sleep(0.0005)
 
 
 def killed_after(toy: Toy, seconds: float) -> Callable[[tuple[str, ...]], Running]:

@@ -34,7 +34,14 @@ def critic(folder: Path, config: Any, recipe: Any) -> None:
     recipe["weighting"] = {"algorithm": "critic-wmtp", "stage1": stage1}
 
 
+def much_text(folder: Path, config: Any, recipe: Any) -> None:
+    """Several seconds to tokenize."""
+    text = (folder / "text.txt").read_text()
+    (folder / "text.txt").write_text(text * 1000)
+
+
 CHANGES = {
+    "much text": much_text,
     "baseline": baseline,
     "two workers": two_workers,
     "rho1": token_skip,
