@@ -177,20 +177,29 @@ def set_aside_after(checkpoints: Path, step: int) -> list[Path]:
     return moved
 
 
-def require_space(checkpoints: Path, checkpoint_bytes: int, keep_last: int) -> None:
+def require_space(
+    checkpoints: Path, checkpoint_bytes: int, keep_last: int, result_bytes: int = 0
+) -> None:
     """Refuse a run whose checkpoints cannot fit: one is written before the oldest is removed.
+
+    Args:
+        checkpoints: folder of the run's checkpoints; what is there already is not needed again.
+        checkpoint_bytes: of one checkpoint.
+        keep_last: checkpoints that are kept.
+        result_bytes: of what the run writes at its end.
 
     Raises:
         ConfigError: says how much is free and how much is needed.
     """
     present = sum(_size_bytes(path) for path in list_checkpoints(checkpoints))
-    needed = (keep_last + 1) * checkpoint_bytes - present
+    needed = max(0, (keep_last + 1) * checkpoint_bytes - present) + result_bytes
     free = shutil.disk_usage(checkpoints).free
     if needed > free:
         raise ConfigError(
             f"paths.checkpoints.keep_last is {keep_last}: {keep_last + 1} checkpoints of "
-            f"{_gigabytes(checkpoint_bytes)} need {_gigabytes(needed)} more, but {checkpoints} "
-            f"has {_gigabytes(free)} free. Free space, lower keep_last, or set another base_path."
+            f"{_gigabytes(checkpoint_bytes)} and the results of {_gigabytes(result_bytes)} need "
+            f"{_gigabytes(needed)} more, but {checkpoints} has {_gigabytes(free)} free. Free "
+            "space, lower keep_last, or set another base_path."
         )
 
 
