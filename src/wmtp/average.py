@@ -21,9 +21,9 @@ from torch import Tensor
 
 from wmtp.errors import CheckpointError, ConfigError
 from wmtp.model.hf_layout import GENERATION_NAME, tokenizer_files
-from wmtp.model.safetensors_writer import write_one_by_one
 from wmtp.model.stored_tensors import CONFIG_NAME, INDEX_NAME, tensor_files
 from wmtp.runtime.checkpoint import find_damage, list_checkpoints, step_of, write_folder
+from wmtp.safetensors_writer import write_one_by_one
 
 AVERAGE_NAME: Final = "average"
 FACTS_NAME: Final = "average.json"

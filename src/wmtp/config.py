@@ -91,6 +91,9 @@ class Checkpoints(Section):
     save_interval: int = Field(100, ge=1, description="optimizer steps between checkpoints")
     keep_last: int = Field(2, ge=1, description="older checkpoints are removed")
     save_final: bool = Field(True, description="write final/, the model to take away")
+    asynchronous: bool = Field(
+        False, description="write checkpoints behind training, from a copy in the CPU's memory"
+    )
 
 
 class Paths(Section):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from wmtp.job import Job
-from wmtp.state import checkpoint_bytes
+from wmtp.state import checkpoint_bytes, model_bytes
 from wmtp.train import is_due, learn, set_in_motion, share_of, trained, update
 
 
@@ -18,7 +18,8 @@ class Plan:
         micro_batch_seconds: forward, loss and backward of one micro-batch, the second of two.
         update_seconds: clipping and the optimizer.
         peak_memory_bytes: measured, optimizer state included.
-        disk_bytes: checkpoints that are kept at once, one more while it is written, and final/.
+        disk_bytes: checkpoints that are kept at once, one more while it is written, final/ and
+            average/.
         has_stage1: a value head is trained first, which is not tried here.
     """
 
@@ -61,7 +62,7 @@ class Plan:
             f"step time        {self.step_seconds:.2f} s "
             f"({self.micro_batches} x {self.micro_batch_seconds:.2f} + {self.update_seconds:.2f})",
             f"peak memory      {self.peak_memory_bytes / 2**20:,.0f} MiB measured",
-            f"disk             {self.disk_bytes / 2**20:,.0f} MiB for checkpoints and final/",
+            f"disk             {self.disk_bytes / 2**20:,.0f} MiB for checkpoints and results",
             f"time to finish   {left} without {uncounted}",
         ]
 
@@ -85,9 +86,9 @@ def make_plan(job: Job) -> Plan:
     device.synchronize()
     updating = time.perf_counter() - started
 
-    saved = checkpoint_bytes(job.model)
-    kept = settings.config.paths.checkpoints.keep_last + 1
-    weights = sum(p.numel() * p.element_size() for p in job.model.parameters())
+    saved = checkpoint_bytes(job.model, job.value_head, recipe.optim.name)
+    checkpoints = settings.config.paths.checkpoints
+    results = checkpoints.save_final + (recipe.train.average_last is not None)
     return Plan(
         device=device.name,
         parameters=job.model.num_parameters,
@@ -101,7 +102,7 @@ def make_plan(job: Job) -> Plan:
         micro_batch_seconds=forward_backward,
         update_seconds=updating,
         peak_memory_bytes=device.peak_memory_bytes(),
-        disk_bytes=saved * kept + weights,
+        disk_bytes=saved * (checkpoints.keep_last + 1) + results * model_bytes(job.model),
         evaluations=sum(
             is_due(step, recipe.train.eval_interval) for step in range(1, job.max_steps + 1)
         ),

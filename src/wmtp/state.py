@@ -1,7 +1,9 @@
 """How far a run has come, and everything it needs to go on as if it had never stopped."""
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -10,11 +12,11 @@ from wmtp import __version__
 from wmtp.data.tokenizer import TextTokenizer
 from wmtp.errors import CheckpointError
 from wmtp.evaluation.window import Window
-from wmtp.model.hf_layout import save_model
+from wmtp.model.hf_layout import StoredForm, stored_form
 from wmtp.model.multi_token import MultiTokenModel
 from wmtp.model.stored_config import SpecialTokens
 from wmtp.model.value_head import ValueHead
-from wmtp.optim import load_optimizer_tensors, optimizer_tensors
+from wmtp.optim import hidden_matrices, load_optimizer_tensors, optimizer_tensors
 from wmtp.runtime.device import Device
 from wmtp.runtime.training_state import load_state, part_of, save_state
 
@@ -86,20 +88,71 @@ def named_parameters(
 
 def save_model_directory(model: MultiTokenModel, tokenizer: TextTokenizer, folder: Path) -> None:
     """Write a Hugging Face directory: config, weights, tokenizer."""
-    bos = tokenizer.bos_ids[0] if tokenizer.bos_ids else None
-    save_model(model, folder, special_tokens=SpecialTokens(bos, (tokenizer.eos_id,)))
+    stored_model(model, tokenizer).write(folder)
     tokenizer.save(folder)
 
 
-def checkpoint_bytes(model: MultiTokenModel) -> int:
-    """About how large a checkpoint is: the parameters, and two moments of those that move."""
-    sizes = [(p.numel() * p.element_size(), p.requires_grad) for p in model.parameters()]
-    return sum(size * (3 if moves else 1) for size, moves in sizes)
+def stored_model(model: MultiTokenModel, tokenizer: TextTokenizer) -> StoredForm:
+    """The model as its Hugging Face directory holds it."""
+    bos = tokenizer.bos_ids[0] if tokenizer.bos_ids else None
+    return stored_form(model, special_tokens=SpecialTokens(bos, (tokenizer.eos_id,)))
 
 
-def save_checkpoint(folder: Path, moving: Moving, tokenizer: TextTokenizer, device: Device) -> None:
-    """Fill a folder: the model as a Hugging Face directory, the rest in ``training_state/``."""
-    save_model_directory(moving.model, tokenizer, folder)
+def model_bytes(model: MultiTokenModel) -> int:
+    """How large ``final/`` is, but for its tokenizer."""
+    return sum(p.numel() for p in model.parameters()) * torch.float32.itemsize
+
+
+def checkpoint_bytes(
+    model: MultiTokenModel, value_head: ValueHead | None, optimizer: Literal["adamw", "muon"]
+) -> int:
+    """How large a checkpoint is, but for its tokenizer: the numbers and their optimizer's."""
+    named = named_parameters(model, value_head)
+    on_muon = hidden_matrices(named) if optimizer == "muon" else frozenset[str]()
+    moments = {name: 1 if name in on_muon else 2 for name, _ in named}
+    numbers = sum(p.numel() * (1 + p.requires_grad * moments[name]) for name, p in named)
+    return numbers * torch.float32.itemsize
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Everything a checkpoint will hold, between two steps.
+
+    Attributes:
+        model: what goes into the Hugging Face directory.
+        tensors: what goes into ``training_state/``.
+        values: what goes beside them, as JSON.
+    """
+
+    model: StoredForm
+    tokenizer: TextTokenizer
+    tensors: dict[str, Tensor]
+    values: dict[str, Any]
+
+    def write(self, folder: Path) -> None:
+        """Fill a folder: the model as a Hugging Face directory, the rest in ``training_state/``.
+
+        Raises:
+            OSError: the disk refused.
+        """
+        self.model.write(folder)
+        self.tokenizer.save(folder)
+        save_state(folder / TRAINING_STATE, self.tensors, self.values)
+
+
+def take_snapshot(
+    moving: Moving, tokenizer: TextTokenizer, device: Device, *, copied: bool
+) -> Snapshot:
+    """What a checkpoint of this moment holds.
+
+    Args:
+        moving: between two steps.
+        tokenizer: goes into the model's directory.
+        device: whose random numbers are saved.
+        copied: True copies every tensor to the CPU, so that training may go on while it is
+            written. False copies nothing: write it before the next step; one tensor at a time then
+            comes to the CPU.
+    """
     head = moving.value_head
     named = named_parameters(moving.model, head)
     tensors = {
@@ -114,7 +167,15 @@ def save_checkpoint(folder: Path, moving: Moving, tokenizer: TextTokenizer, devi
         "grad_scaler": moving.scaler.state_dict(),
         "versions": {"wmtp": __version__, "torch": torch.__version__},
     }
-    save_state(folder / TRAINING_STATE, tensors, values)
+    model = stored_model(moving.model, tokenizer)
+    if copied:
+        model = replace(model, tensors=_copied_to_cpu(model.tensors))
+        tensors = _copied_to_cpu(tensors)
+    return Snapshot(model, tokenizer, tensors, values)
+
+
+def _copied_to_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
 
 
 def load_checkpoint(folder: Path, moving: Moving, device: Device) -> None:

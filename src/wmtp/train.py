@@ -29,16 +29,12 @@ from wmtp.optim import (
     set_learning_rate,
     step_optimizers,
 )
-from wmtp.runtime.checkpoint import (
-    require_space,
-    set_aside_after,
-    write_checkpoint,
-    write_folder,
-)
+from wmtp.runtime.checkpoint import require_space, set_aside_after, write_folder
 from wmtp.runtime.console import Console
 from wmtp.runtime.metrics import BEFORE_ALL, MetricsLog, cut_back
 from wmtp.runtime.mlflow_destination import MlflowDestination
 from wmtp.runtime.run_folder import RunFolder
+from wmtp.runtime.saving import Saver, naming_last_good
 from wmtp.runtime.stopping import StopRequest
 from wmtp.runtime.tensorboard_destination import TensorboardDestination
 from wmtp.runtime.tracking import Destination, Trackers
@@ -48,9 +44,10 @@ from wmtp.state import (
     Progress,
     checkpoint_bytes,
     load_checkpoint,
+    model_bytes,
     named_parameters,
-    save_checkpoint,
     save_model_directory,
+    take_snapshot,
 )
 from wmtp.weighting import Signals, find_critic, observe, weigh_chunk
 
@@ -72,11 +69,18 @@ def train(job: Job, folder: RunFolder, console: Console, checkpoint: Path | None
 
     Raises:
         DivergedError: a loss or gradient was not finite; the parameters never took it.
-        StorageError: a checkpoint could not be written.
+        StorageError: the last checkpoint, or any while there was no older one, could not be
+            written, or final/ or average/ could not.
     """
     config, recipe, device = job.settings.config, job.settings.recipe, job.device
     checkpoints = config.paths.checkpoints
-    require_space(folder.checkpoints, checkpoint_bytes(job.model), checkpoints.keep_last)
+    results = checkpoints.save_final + (recipe.train.average_last is not None)
+    require_space(
+        folder.checkpoints,
+        checkpoint_bytes(job.model, job.value_head, recipe.optim.name),
+        checkpoints.keep_last,
+        results * model_bytes(job.model),
+    )
     folder.write_settings(job.describe())
     if checkpoint is None:  # rows of a run that was killed before its first checkpoint
         cut_back(folder.metrics_file, BEFORE_ALL)
@@ -97,8 +101,14 @@ def train(job: Job, folder: RunFolder, console: Console, checkpoint: Path | None
 
     with (
         StopRequest() as stop,
-        MetricsLog(folder.metrics_file) as metrics,
+        MetricsLog(folder.metrics_file, console.warning) as metrics,
         Trackers(destinations(job, folder), folder, console) as trackers,
+        Saver(
+            folder.checkpoints,
+            checkpoints.keep_last,
+            console.warning,
+            asynchronous=checkpoints.asynchronous,
+        ) as saver,
         job.training_batches(start_row=progress.rows_read) as batches,
         console.progress(progress.step, job.max_steps) as bar,
     ):
@@ -155,12 +165,15 @@ def train(job: Job, folder: RunFolder, console: Console, checkpoint: Path | None
                 raise_if_diverged(moving, folder)
                 metrics.sync()
                 with window.clock_stopped():
-                    write_checkpoint(
-                        folder.checkpoints,
+                    saver.wait()  # before the copy is taken: two would be in memory
+                    saver.save(
                         progress.step,
-                        lambda path: save_checkpoint(path, moving, job.tokenizer, device),
-                        checkpoints.keep_last,
+                        take_snapshot(
+                            moving, job.tokenizer, device, copied=checkpoints.asynchronous
+                        ).write,
+                        last=ending,
                     )
+            saver.look()
 
         if stop.requested:
             trackers.status = "KILLED"
@@ -173,11 +186,12 @@ def train(job: Job, folder: RunFolder, console: Console, checkpoint: Path | None
     if progress.stopped_early:
         console.line(f"stopped early after step {progress.step}: no gain for a while")
     if checkpoints.save_final:
-        write_folder(
-            folder.final,
-            progress.step,
-            lambda path: save_model_directory(model, job.tokenizer, path),
-        )
+        with naming_last_good(folder.checkpoints):
+            write_folder(
+                folder.final,
+                progress.step,
+                lambda path: save_model_directory(model, job.tokenizer, path),
+            )
         console.line(f"the model is in {folder.final}")
     if recipe.train.average_last is not None:
         write_average(folder, recipe.train.average_last, console)
@@ -191,7 +205,8 @@ def write_average(folder: RunFolder, count: int, console: Console) -> None:
     except CheckpointError as error:
         console.warning(f"{AVERAGE_NAME}/ was not written: {error}")
         return
-    average_checkpoints(last_ones, folder.root / AVERAGE_NAME)
+    with naming_last_good(folder.checkpoints):
+        average_checkpoints(last_ones, folder.root / AVERAGE_NAME)
     console.line(f"the mean of the last {count} checkpoints is in {folder.root / AVERAGE_NAME}")
 
 

@@ -25,7 +25,7 @@ LAYERS = [
     {"evaluation"},
     {"data"},
     {"model", "weighting", "runtime"},
-    {"loss", "optim"},
+    {"loss", "optim", "safetensors_writer"},
     {"errors", "__init__"},
 ]
 LEVEL = {part: depth for depth, layer in enumerate(LAYERS) for part in layer}

@@ -350,8 +350,10 @@ def test_final_folder_is_written_and_replaced_the_same_way(tmp_path: Path) -> No
 
 def test_run_whose_checkpoints_cannot_fit_is_refused(tmp_path: Path) -> None:
     require_space(tmp_path, 1000, keep_last=2)
-    with pytest.raises(ConfigError, match=r"keep_last is 2: 3 checkpoints of .* GB need"):
+    with pytest.raises(ConfigError, match=r"keep_last is 2: 3 checkpoints of .* GB and"):
         require_space(tmp_path, 10**15, keep_last=2)
+    with pytest.raises(ConfigError, match=r"results of 1000000.00 GB need 1000000.00 GB more"):
+        require_space(tmp_path, 1000, keep_last=2, result_bytes=10**15)
 
 
 def test_keeping_none_is_a_programmers_mistake(tmp_path: Path) -> None:

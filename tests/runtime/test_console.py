@@ -1,4 +1,6 @@
+import errno
 import io
+import os
 import re
 from pathlib import Path
 
@@ -159,3 +161,24 @@ def test_the_log_tells_why_a_run_ended(tmp_path: Path) -> None:
     with pytest.raises(DataError), Console(log, stream=io.StringIO()):
         raise DataError("data source 'x' is empty.")
     assert log.read_text().endswith("  error: data source 'x' is empty.\n")
+
+
+def test_lines_that_the_disk_refuses_are_kept_and_told_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log, stream = tmp_path / "train.log", io.StringIO()
+
+    def full(descriptor: int, content: bytes) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with Console(log, stream=stream) as console:
+        console.line("one")
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "write", full)
+            console.line("two")
+            console.line("three")
+        console.line("four")
+    assert [line.split()[-1] for line in log.read_text().splitlines()] == [
+        "one", "two", "again.", "three", "four",
+    ]  # fmt: skip
+    assert stream.getvalue().count("train.log could not be written: No space left on device") == 1

@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 
 from wmtp.errors import DataError, StorageError
-from wmtp.runtime import metrics as metrics_module
 from wmtp.runtime.metrics import MetricsLog, cut_back, read_metrics
 
 
@@ -80,9 +79,54 @@ def test_row_refused_by_the_disk_is_kept_and_leaves_no_torn_line(
     with MetricsLog(path) as metrics:
         metrics.write({"step": 1})
         with monkeypatch.context() as patch:
-            patch.setattr(metrics_module.os, "write", fill_up)
+            patch.setattr(os, "write", fill_up)
             with pytest.raises(StorageError, match="No space left"):
                 metrics.write({"step": 2})
         assert path.read_text() == '{"step": 1}\n'
         metrics.write({"step": 3})
     assert [row["step"] for row in read_metrics(path)] == [1, 2, 3]
+
+
+def full(descriptor: int, content: bytes) -> int:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_full_disk_costs_one_warning_and_no_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "metrics.jsonl"
+    told: list[str] = []
+    with MetricsLog(path, told.append) as metrics:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "write", full)
+            metrics.write({"step": 1})
+            metrics.write({"step": 2})
+            metrics.sync()
+        assert path.read_text() == ""
+        metrics.write({"step": 3})
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "write", full)
+            metrics.write({"step": 4})
+    again = f"{path} could not be written: No space left on device."
+    assert told == [f"{again} Rows are kept and tried again; training goes on."] * 2
+    assert [row["step"] for row in read_metrics(path)] == [1, 2, 3, 4]
+
+
+def test_rows_lost_at_the_end_are_an_error_that_hides_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, told = tmp_path / "metrics.jsonl", list[str]()
+
+    def log_two(error: Exception | None) -> None:
+        with MetricsLog(path, told.append) as metrics:
+            metrics.write({"step": 1})
+            metrics.write({"step": 2})
+            if error is not None:
+                raise error
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(StorageError, match="the last 2 lines of .*metrics.jsonl are lost: No spac"):
+        log_two(None)
+    with pytest.raises(KeyError, match="another"):
+        log_two(KeyError("another"))
+    assert "the last 2 lines" in told[-1]

@@ -8,7 +8,7 @@ directory is run: no pickle, and no code from it.
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -29,7 +29,6 @@ from wmtp.model.multi_token import (
     empty_model,
     initialize_from_scratch,
 )
-from wmtp.model.safetensors_writer import write_safetensors
 from wmtp.model.stored_config import SpecialTokens, StoredConfig, TrunkKind, special_tokens_json
 from wmtp.model.stored_names import MTP_LLAMA_NORM, foreign_name, is_of_heads, layout_name
 from wmtp.model.stored_tensors import (
@@ -40,6 +39,7 @@ from wmtp.model.stored_tensors import (
     copy_tensors,
     tensor_files,
 )
+from wmtp.safetensors_writer import write_safetensors
 
 GENERATION_NAME = "generation_config.json"
 SHARD_PATTERN = "model-*-of-*.safetensors"
@@ -209,17 +209,63 @@ def save_model(
         StorageError: something could not be written.
         ValueError: the model does not fit the layout.
     """
-    config, tensors = _contents(model, special_tokens, DTYPE_NAMES[dtype], layout)
+    stored = stored_form(model, special_tokens=special_tokens, dtype=dtype, layout=layout)
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        _remove_weights(directory)
-        _write_weights(directory, tensors, dtype, max_shard_bytes)
-        _write_json(directory / GENERATION_NAME, special_tokens_json(special_tokens))
-        for path in extra_files:
-            shutil.copyfile(path, directory / path.name)
-        _write_json(directory / CONFIG_NAME, config)
+        stored.write(directory, extra_files=extra_files, max_shard_bytes=max_shard_bytes)
     except OSError as error:
         raise StorageError(f"The model could not be written to '{directory}': {error}.") from error
+
+
+@dataclass(frozen=True)
+class StoredForm:
+    """A model as its directory will hold it; the tensors are the model's own, and move with it.
+
+    Attributes:
+        config: ``config.json``.
+        tensors: by their stored names, in the order of the files.
+        dtype: of the stored weights.
+    """
+
+    config: dict[str, object]
+    tensors: dict[str, Tensor]
+    special_tokens: SpecialTokens
+    dtype: torch.dtype
+
+    def write(
+        self,
+        directory: Path,
+        *,
+        extra_files: Sequence[Path] = (),
+        max_shard_bytes: int = MAX_SHARD_BYTES,
+    ) -> None:
+        """Write the directory, moving one tensor at a time to the CPU; as ``save_model``.
+
+        Raises:
+            OSError: something could not be written.
+        """
+        directory.mkdir(parents=True, exist_ok=True)
+        _remove_weights(directory)
+        _write_weights(directory, self.tensors, self.dtype, max_shard_bytes)
+        _write_json(directory / GENERATION_NAME, special_tokens_json(self.special_tokens))
+        for path in extra_files:
+            shutil.copyfile(path, directory / path.name)
+        _write_json(directory / CONFIG_NAME, self.config)
+
+
+def stored_form(
+    model: MultiTokenModel,
+    *,
+    special_tokens: SpecialTokens,
+    dtype: torch.dtype = torch.float32,
+    layout: Literal["hf", "mtp_llama"] = "hf",
+) -> StoredForm:
+    """What ``save_model`` would write, before it is written.
+
+    Raises:
+        ValueError: the model does not fit the layout.
+    """
+    config, tensors = _contents(model, special_tokens, DTYPE_NAMES[dtype], layout)
+    return StoredForm(config, tensors, special_tokens, dtype)
 
 
 def tokenizer_files(directory: Path) -> tuple[Path, ...]:

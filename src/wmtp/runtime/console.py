@@ -19,8 +19,8 @@ from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as RichProgress
 from rich.table import Column
 
-from wmtp.errors import WmtpError
-from wmtp.runtime.durable import storage_errors
+from wmtp.errors import StorageError, WmtpError
+from wmtp.runtime.line_file import LineFile
 from wmtp.runtime.secrets import without_secrets
 
 Figures = Mapping[str, int | float]
@@ -57,7 +57,8 @@ class Console:
             file=self._stream, force_terminal=self.is_terminal, highlight=False, markup=False
         )
         self._lock = threading.RLock()
-        self._log: TextIO | None = None
+        self._log: LineFile | None = None
+        self._log_warned = False
         if log_file is not None:
             self.keep_log(log_file)
 
@@ -67,10 +68,9 @@ class Console:
         Raises:
             StorageError: the log cannot be opened.
         """
-        with self._lock, storage_errors(f"{log_file} could not be opened"):
+        with self._lock:
             self.close()
-            # line by line, so that a killed run's log is complete
-            self._log = log_file.open("a", encoding="utf-8", buffering=1)
+            self._log = LineFile(log_file)
 
     def line(self, text: str) -> None:
         """Show a note, above the progress bar if there is one."""
@@ -93,13 +93,15 @@ class Console:
             if self._log is None:
                 return
             now = datetime.now().isoformat(" ", "seconds")
+            lines = "".join(f"{now}  {part}\n" for part in text.splitlines())
             try:
-                for part in text.splitlines():
-                    self._log.write(f"{now}  {part}\n")
-            except OSError as error:
-                # a log that cannot be written is no reason to lose a run
-                self._log = None
-                self._show(f"warning: the log is no longer written: {error.strerror}")
+                self._log.append(lines.encode(errors="replace"))
+                self._log_warned = False
+            except StorageError as error:
+                # no reason to lose a run; the lines are kept and tried again with the next
+                if not self._log_warned:
+                    self._log_warned = True
+                    self._show(f"warning: {error} Lines are kept and tried again.")
 
     @contextmanager
     def progress(
@@ -119,9 +121,13 @@ class Console:
     def close(self) -> None:
         """Close the log."""
         with self._lock:
-            if self._log is not None:
-                self._log.close()
-                self._log = None
+            log, self._log = self._log, None
+            if log is None:
+                return
+            try:
+                log.close()
+            except StorageError as error:
+                self._show(f"warning: {error}")
 
     def __enter__(self) -> Self:
         return self

@@ -2,14 +2,15 @@
 
 import json
 import math
-import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self, final
 
-from wmtp.errors import DataError
+from wmtp.errors import DataError, StorageError
 from wmtp.runtime.durable import replace_file, storage_errors
+from wmtp.runtime.line_file import LineFile
 
 Row = dict[str, int | float]
 
@@ -21,20 +22,19 @@ BEFORE_ALL: Final = -1
 class MetricsLog:
     """Appends rows of finite numbers to a JSON-lines file, each line whole or not there.
 
-    A row that the disk refuses is kept and written before the next one; ``write`` says so with a
-    StorageError, which the caller may turn into a warning.
+    A row that the disk refuses is kept and written before the next one. With ``warn`` that costs
+    one warning; without, ``write`` and ``sync`` say so with a StorageError. Rows that are still
+    kept at the end are an error in either case.
 
-        with MetricsLog(run.metrics_file) as metrics:
+        with MetricsLog(run.metrics_file, console.warning) as metrics:
             metrics.write({"step": 1, "loss": 3.2})
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, warn: Callable[[str], None] | None = None) -> None:
         self.path = path
-        self._unwritten: list[bytes] = []
-        with storage_errors(f"{path} could not be opened"):
-            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
-            self._descriptor = os.open(path, flags, 0o644)
-            self._good_bytes = os.fstat(self._descriptor).st_size
+        self._warn = warn
+        self._warned = False
+        self._file = LineFile(path)
 
     def write(self, row: Mapping[str, int | float]) -> None:
         """Append one row; what is NaN or infinite is left out.
@@ -46,8 +46,9 @@ class MetricsLog:
         if "step" not in row:
             raise ValueError(f"a row of metrics needs its step, got {sorted(row)}")
         finite = {name: value for name, value in row.items() if math.isfinite(value)}
-        self._unwritten.append(json.dumps(finite, allow_nan=False).encode() + b"\n")
-        self._write_pending()
+        line = json.dumps(finite, allow_nan=False).encode() + b"\n"
+        with self._warning_once():
+            self._file.append(line)
 
     def sync(self) -> None:
         """Return when every row is on the disk; called before a checkpoint of the same step.
@@ -55,9 +56,8 @@ class MetricsLog:
         Raises:
             StorageError: the disk refused.
         """
-        self._write_pending()
-        with storage_errors(f"{self.path} could not be written"):
-            os.fsync(self._descriptor)
+        with self._warning_once():
+            self._file.sync()
 
     def close(self) -> None:
         """Write what is pending and close the file.
@@ -65,10 +65,7 @@ class MetricsLog:
         Raises:
             StorageError: rows could not be written.
         """
-        try:
-            self._write_pending()
-        finally:
-            os.close(self._descriptor)
+        self._file.close()
 
     def __enter__(self) -> Self:
         return self
@@ -79,23 +76,25 @@ class MetricsLog:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.close()
-
-    def _write_pending(self) -> None:
-        while self._unwritten:
-            self._write_line(self._unwritten[0])
-            del self._unwritten[0]
-
-    def _write_line(self, line: bytes) -> None:
-        with storage_errors(f"{self.path} could not be written"):
-            try:
-                written = os.write(self._descriptor, line)
-                if written < len(line):  # a full disk takes part of a line first
-                    os.write(self._descriptor, line[written:])
-            except OSError:
-                os.ftruncate(self._descriptor, self._good_bytes)
+        try:
+            self.close()
+        except StorageError as refused:
+            if error is None or self._warn is None:
                 raise
-        self._good_bytes += len(line)
+            self._warn(str(refused))  # what ended the block is the news
+
+    @contextmanager
+    def _warning_once(self) -> Iterator[None]:
+        try:
+            yield
+        except StorageError as error:
+            if self._warn is None:
+                raise
+            if not self._warned:
+                self._warned = True
+                self._warn(f"{error} Rows are kept and tried again; training goes on.")
+        else:
+            self._warned = False
 
 
 def cut_back(path: Path, step: int) -> int:

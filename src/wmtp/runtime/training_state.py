@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from wmtp.errors import CheckpointError
+from wmtp.safetensors_writer import write_as_they_are
 
 TENSORS_FILE: Final = "state.safetensors"
 VALUES_FILE: Final = "state.json"
@@ -27,17 +28,16 @@ def save_state(folder: Path, tensors: Mapping[str, Tensor], values: Mapping[str,
 
     Args:
         folder: usually ``training_state`` inside the checkpoint.
-        tensors: any dtype and device; no two may share memory.
+        tensors: any dtype and device; one at a time comes to the CPU.
         values: anything JSON can hold, and finite: floats come back to the last bit.
 
     Raises:
         ValueError: a value is NaN, infinite or not JSON.
-        OSError, SafetensorError: the disk refused.
+        OSError: the disk refused.
     """
     text = json.dumps(dict(values), allow_nan=False, indent=1)
     folder.mkdir(exist_ok=True)
-    on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(on_cpu, folder / TENSORS_FILE)
+    write_as_they_are(folder / TENSORS_FILE, tensors)
     (folder / VALUES_FILE).write_text(text + "\n")
 
 

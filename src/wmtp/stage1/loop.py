@@ -34,12 +34,12 @@ from wmtp.runtime.checkpoint import (
     list_checkpoints,
     newest_good,
     remove_leftovers,
-    write_checkpoint,
     write_folder,
 )
 from wmtp.runtime.console import Console
 from wmtp.runtime.metrics import BEFORE_ALL, MetricsLog, cut_back
 from wmtp.runtime.run_folder import RunFolder
+from wmtp.runtime.saving import Saver, naming_last_good
 from wmtp.runtime.stopping import StopRequest
 from wmtp.stage1.frozen_states import FrozenStates
 from wmtp.stage1.measure import batch_loss, measure_value_head
@@ -144,17 +144,10 @@ def train_value_head(
         FrozenStates(job, rows, room) for rows in (data.learned, data.held_out)
     )
 
-    def save() -> None:
-        write_checkpoint(
-            folder.checkpoints,
-            progress.step,
-            lambda path: save_stage(path, learning),
-            checkpoints.keep_last,
-        )
-
     with (
         StopRequest() as stop,
-        MetricsLog(folder.metrics_file) as metrics,
+        MetricsLog(folder.metrics_file, console.warning) as metrics,
+        Saver(folder.checkpoints, checkpoints.keep_last, console.warning) as saver,
         console.progress(progress.step, stage.max_steps, "value step") as bar,
     ):
 
@@ -194,7 +187,11 @@ def train_value_head(
                 look()
             if saves:
                 metrics.sync()
-                save()
+                saver.save(
+                    progress.step,
+                    lambda path: save_stage(path, learning),
+                    last=stop.requested,
+                )
             if stop.requested:
                 break
     done = progress.step >= stage.max_steps or progress.stopped_early
@@ -204,7 +201,8 @@ def train_value_head(
     head.load_state_dict(best)
     figures = measure_value_head(critic, head, data, of_held_out)
     facts = facts_of(job, critic, progress, figures)
-    write_folder(folder.final, progress.step, lambda path: save_value_head(head, path, facts))
+    with naming_last_good(folder.checkpoints):
+        write_folder(folder.final, progress.step, lambda path: save_value_head(head, path, facts))
     if stop.requested:
         console.line("stopped after stage 1, which is done; go on with --resume")
         return stop.exit_code
