@@ -11,6 +11,7 @@ import typer
 
 from wmtp import __version__
 from wmtp.errors import ConfigError, WmtpError
+from wmtp.runtime.stopping import end_in_order
 
 if TYPE_CHECKING:
     from wmtp.config import Settings
@@ -64,6 +65,7 @@ TokenizerPath = Annotated[str, typer.Option("--tokenizer", help="tokenizer.json 
 def main() -> None:
     """Run a command; users' mistakes become plain lines and an exit code."""
     arguments = sys.argv[1:]
+    end_in_order()
     try:
         app(_with_resume_value(arguments), standalone_mode=True)
     except WmtpError as error:

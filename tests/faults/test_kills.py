@@ -15,7 +15,7 @@ from .harness import (
     killed_after,
     killed_at_call,
     killed_at_system_call,
-    traced,
+    system_calls,
 )
 
 MOST_KILLS = 5
@@ -88,28 +88,10 @@ def calls_of(toys: Callable[[str], Toy], needs_strace: None) -> Callable[[str], 
         if name not in known:
             toy = toys(name)
             toy.whole()
-            with traced(
-                toy.programs, *toy.arguments("traced"), rules=(f"trace={CHANGING}",)
-            ) as run:
-                assert run.wait() == 0, run.said
-            known[name] = numbered((toy.folder / "strace.txt").read_text())
+            known[name] = system_calls(toy, CHANGING)
         return known[name]
 
     return calls
-
-
-def numbered(log: str) -> list[tuple[str, int]]:
-    """Calls of a log of ``strace`` on checkpoints' files, numbered among those of their thread."""
-    counts: dict[tuple[str, str], int] = {}
-    found = []
-    for line in log.splitlines():
-        thread, _, rest = line.partition(" ")
-        call = rest.strip().partition("(")[0]
-        if call.isidentifier():
-            counts[thread, call] = counts.get((thread, call), 0) + 1
-            if "/checkpoints/" in rest:
-                found.append((call, counts[thread, call]))
-    return found
 
 
 @pytest.mark.parametrize(("toy_name", "seed"), seeds(INSIDE))

@@ -11,6 +11,27 @@ _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 _NOTICE: Final = b"\nstopping after this step; a second signal ends at once\n"
 
 
+def end_in_order() -> None:
+    """Have SIGINT and SIGTERM run ``with`` and ``finally`` wherever no StopRequest is.
+
+    While something is imported they end the process on the spot instead: there is nothing to
+    clean up yet, and C code swallows an exception there (torch goes on with half of numpy).
+    """
+    for number in _SIGNALS:
+        signal.signal(number, _raise_unless_importing)
+
+
+def _raise_unless_importing(number: int, frame: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_DFL)  # a second one ends the process wherever it is
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            os.kill(os.getpid(), number)
+        frame = frame.f_back
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
+    raise SystemExit(128 + number)
+
+
 @final
 class StopRequest:
     """Turns the first SIGINT or SIGTERM into a flag that the training loop reads.
@@ -23,9 +44,8 @@ class StopRequest:
         return stop.exit_code
 
     The second signal raises ``KeyboardInterrupt`` (SIGINT) or ``SystemExit`` (SIGTERM), so that
-    ``finally`` and ``with`` still clean up; a third finds the handlers from before and ends the
-    process wherever it is. Outside the main thread Python delivers no signals, and the flag
-    simply stays down.
+    ``finally`` and ``with`` still clean up; a third finds the handlers from before. Outside the
+    main thread Python delivers no signals, and the flag simply stays down.
     """
 
     def __init__(self) -> None:
