@@ -29,13 +29,13 @@ CALLS = ("fsync", "mkdir", "rename", "replace", "rmdir", "unlink")
 
 
 def kill_before(number: int) -> None:
-    """Have this process killed in place of the ``number``-th call that changes a folder."""
+    """Have this process killed in place of its ``number``-th call on what is being saved."""
     made = 0
 
     def counted(real: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any, **more: Any) -> Any:
             nonlocal made
-            made += 1
+            made += is_temporary(arguments[0])
             if made == number:
                 os.kill(os.getpid(), signal.SIGKILL)
             return real(*arguments, **more)
@@ -44,6 +44,13 @@ def kill_before(number: int) -> None:
 
     for name in CALLS:
         setattr(os, name, counted(getattr(os, name)))
+
+
+def is_temporary(place: Any) -> bool:
+    """Whether a path, or an open file, has a temporary name or lies below one."""
+    if isinstance(place, int):
+        place = os.readlink(f"/proc/self/fd/{place}")
+    return "/.tmp-" in os.fspath(place)
 
 
 def become(request: dict[str, Any]) -> None:

@@ -288,11 +288,12 @@ class Toy:
         files = ("--config", "config.yaml", "--recipe", "recipe.yaml")
         return ("train", *files, "--run-name", name, *more)
 
-    def whole(self) -> Path:
-        """A run of this recipe, by ``python -m wmtp``, that nothing disturbed."""
+    def whole(self, *, forked: bool = False) -> Path:
+        """A run of this recipe, by ``python -m wmtp`` unless told so, that nothing disturbed."""
         run = self.runs / "whole"
         if not run.exists():
-            ended = self.programs.real(*self.arguments("whole"))
+            start = self.programs.fork if forked else self.programs.real
+            ended = start(*self.arguments("whole"))
             assert ended.wait() == 0, ended.said
         return run
 
@@ -440,7 +441,7 @@ def finish(
 
 def _note_loss(run: Path, outcome: Outcome) -> bool:
     """Count what a kill has cost; whether there is anything to resume."""
-    saving = any((run / "checkpoints").glob(".tmp-step-*"))
+    saving = any(run.rglob(".tmp-*"))
     outcome.inside_saves += saving
     lost = last_step(run) - (good_step(run) or 0)
     outcome.worst_lost = max(outcome.worst_lost, lost)
@@ -490,7 +491,7 @@ def killed_after(toy: Toy, seconds: float) -> Callable[[tuple[str, ...]], Runnin
 
 
 def killed_at_call(toy: Toy, number: int) -> Callable[[tuple[str, ...]], Running]:
-    """A start that is killed in place of its ``number``-th call that changes a folder."""
+    """A start that is killed in place of its ``number``-th call on what is being saved."""
     return lambda arguments: toy.programs.fork(*arguments, kill_before=number)
 
 
