@@ -56,6 +56,8 @@ def is_temporary(place: Any) -> bool:
 def become(request: dict[str, Any]) -> None:
     """Turn a forked child into the program: own session, own standard files, then ``main``."""
     os.setsid()  # what it leaves behind is found by its session
+    for number in (signal.SIGINT, signal.SIGTERM):  # a shell's background job ignores Ctrl-C
+        signal.signal(number, signal.SIG_DFL)
     output = os.open(request["output"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     nothing = os.open(os.devnull, os.O_RDONLY)
     for descriptor, standard in ((nothing, 0), (output, 1), (output, 2)):

@@ -153,6 +153,8 @@ class Programs:
                 [*prefix, sys.executable, "-m", "wmtp", *arguments],
                 cwd=self.folder, stdin=subprocess.DEVNULL, stdout=file, stderr=file,
                 start_new_session=True, env=os.environ | environment,
+                # a shell's background job ignores Ctrl-C
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             )  # fmt: skip
 
         def reap(seconds: float) -> int | None:

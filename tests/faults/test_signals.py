@@ -61,7 +61,7 @@ def temporaries(run: Path) -> bool:
 
 
 MOMENTS: dict[str, Callable[[Running, Path], bool]] = {
-    "before anything is said": lambda process, run: process.output.exists(),
+    "at once": lambda process, run: True,
     "reading data": lambda process, run: "run folder" in process.said,
     "before the first step": lambda process, run: "model:" in process.said,
     "after the first evaluation": lambda process, run: "eval/loss" in process.said,
