@@ -12,7 +12,7 @@ from wmtp.errors import CheckpointError, StorageError
 from wmtp.runtime.checkpoint import newest_good, step_of, write_checkpoint
 from wmtp.runtime.uploads import Uploads
 
-_SECONDS_LEFT_TO_A_SAVE_WHEN_ENDED_AT_ONCE: Final = 1.0
+_SECONDS_LEFT_TO_A_SAVE_WHEN_ENDED_AT_ONCE: Final = 0.2
 
 Fill = Callable[[Path], None]
 """Writes every file of a checkpoint into the empty folder that it is given."""
@@ -42,8 +42,8 @@ class Saver:
                 saver.save(step, take_snapshot(...).write, last=...)
 
     An exception that leaves the block waits for the save under way, so that no more than one
-    interval is lost; KeyboardInterrupt and SystemExit, the second signal, leave it behind after a
-    second, and what is left of it is removed by the next start.
+    interval is lost; KeyboardInterrupt and SystemExit, the second signal, leave it behind, and
+    what is left of it is removed by the next start.
     """
 
     def __init__(
