@@ -10,6 +10,7 @@ of the whole loop.
 """
 
 import argparse
+import contextlib
 import resource
 import shutil
 import statistics
@@ -203,8 +204,9 @@ def tokenizer(place: Path) -> str:
     if not folder.exists():
         text = "\n".join(Path(path).read_text() for path in (argparse.__file__, shutil.__file__))
         (place / "text.txt").write_text(text)
-        app(["tokenizer", "train", "--source", str(place / "text.txt"), "--vocab-size", "4000",
-             "--out", str(folder)], standalone_mode=False)  # fmt: skip
+        with contextlib.redirect_stdout(sys.stderr):
+            app(["tokenizer", "train", "--source", str(place / "text.txt"), "--vocab-size", "4000",
+                 "--out", str(folder)], standalone_mode=False)  # fmt: skip
     return str(folder)
 
 
