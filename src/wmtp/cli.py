@@ -4,6 +4,7 @@ import contextlib
 import json
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from wmtp.config import Settings
     from wmtp.data.documents import BadLines
     from wmtp.data.sources import Source
+    from wmtp.runtime.console import Console
+    from wmtp.runtime.object_store import ObjectStore
+    from wmtp.runtime.run_folder import RunFolder
 
 NEWEST = "newest"
 
@@ -139,6 +143,7 @@ def train(
     from wmtp.runtime.console import Console
     from wmtp.runtime.lock import hold_run_lock
     from wmtp.runtime.run_folder import create_run_folder, open_run_folder
+    from wmtp.runtime.uploads import Uploads
     from wmtp.train import train as run_training
 
     if dry_run:
@@ -149,10 +154,16 @@ def train(
     check_start(settings)  # before a run folder is made
     base_path = Path(settings.config.paths.checkpoints.base_path)
     name = settings.recipe.run.name
-    folder = (open_run_folder if resume else create_run_folder)(base_path, name)
+    store = _store(settings, resume)
+    if resume:
+        folder = open_run_folder(base_path, name, kept_elsewhere=_holds_checkpoints(store))
+    else:
+        folder = create_run_folder(base_path, name)
     with hold_run_lock(folder.lock_file, name), Console(folder.log_file) as console:
         for place in folder.places:
             remove_leftovers(place)
+        if resume == NEWEST and store is not None:
+            _bring_if_none_is_here(store, folder, console)
         in_stage1 = resume == NEWEST and not list_checkpoints(folder.checkpoints)
         in_stage1 = in_stage1 and folder.stage1.root.is_dir()  # it goes on from its own checkpoints
         checkpoint = None
@@ -162,8 +173,12 @@ def train(
             for line in changes_since(folder.settings_file, settings):
                 console.warning(line)
         console.line(f"run folder {folder.root}")
-        with assembled(settings, console.line, checkpoint) as job:
-            code = run_training(job, folder, console, checkpoint)
+        keep_last = settings.config.paths.checkpoints.keep_last
+        with (
+            assembled(settings, console.line, checkpoint) as job,
+            Uploads(store, folder, keep_last, console) if store else nullcontext() as uploads,
+        ):
+            code = run_training(job, folder, console, checkpoint, uploads)
     raise typer.Exit(code)
 
 
@@ -198,6 +213,50 @@ def _settings(
     if tags is not None:
         overrides.append(f"recipe.run.tags={json.dumps([t for t in tags.split(',') if t])}")
     return load_settings(config, recipe, profiles=tuple(profile or ()), overrides=tuple(overrides))
+
+
+def _store(settings: "Settings", resume: str | None) -> "ObjectStore | None":
+    """The run's place in the object store, which answers; a new run finds nothing in it."""
+    from wmtp.runtime.object_store import ObjectStore
+
+    upload_to, name = settings.config.paths.checkpoints.upload_to, settings.recipe.run.name
+    if upload_to is None:
+        return None
+    store = ObjectStore(f"{upload_to.rstrip('/')}/{name}")
+    store.check()
+    if not resume and _holds_checkpoints(store):
+        raise ConfigError(
+            f"run '{name}' already exists in {store.url}. "
+            "Continue it with --resume, or choose another --run-name."
+        )
+    return store
+
+
+def _holds_checkpoints(store: "ObjectStore | None") -> bool:
+    from wmtp.runtime.object_store import complete_checkpoints
+
+    return store is not None and bool(complete_checkpoints(store))
+
+
+def _bring_if_none_is_here(store: "ObjectStore", folder: "RunFolder", console: "Console") -> None:
+    """Fetch the newest checkpoint if this machine has no good one; say so if it has an older."""
+    from wmtp.errors import CheckpointError
+    from wmtp.runtime.checkpoint import newest_good, step_of
+    from wmtp.runtime.object_store import bring_newest, complete_checkpoints
+
+    try:
+        here, _ = newest_good(folder.checkpoints)
+    except CheckpointError:
+        brought = bring_newest(store, folder, console.warning)
+        if brought is not None:
+            console.line(f"{brought.name} was brought from {store.url}")
+        return
+    for there in complete_checkpoints(store)[-1:]:
+        if (step_of(Path(there)) or 0) > (step_of(here) or 0):
+            console.warning(
+                f"{store.url} has {there}, but {here.name} of this machine is resumed. To take "
+                f"that one instead, stop now and move {folder.checkpoints} away."
+            )
 
 
 def _checkpoint(resume: str, checkpoints: Path, warn: Any) -> Path:

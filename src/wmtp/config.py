@@ -18,6 +18,7 @@ from pydantic import (
     model_validator,
 )
 
+from wmtp.runtime.secrets import without_secrets
 from wmtp.weighting import Weighting, find_critic
 
 
@@ -94,6 +95,23 @@ class Checkpoints(Section):
     asynchronous: bool = Field(
         False, description="write checkpoints behind training, from a copy in the CPU's memory"
     )
+    upload_to: str | None = Field(
+        None, description="copy checkpoints and results there: s3://bucket/prefix (wmtp[s3])"
+    )
+
+    @model_validator(mode="after")
+    def _here_and_there(self) -> "Checkpoints":
+        if "://" in self.base_path:
+            raise ValueError(
+                f"base_path is '{without_secrets(self.base_path)}', but must be a folder of this "
+                "machine: set upload_to to that address, and what is saved is copied there"
+            )
+        if self.upload_to is not None and "://" not in self.upload_to:
+            raise ValueError(
+                f"upload_to is '{self.upload_to}', but must be an address such as "
+                "s3://bucket/prefix"
+            )
+        return self
 
 
 class Paths(Section):

@@ -38,6 +38,7 @@ from wmtp.runtime.saving import Saver, naming_last_good
 from wmtp.runtime.stopping import StopRequest
 from wmtp.runtime.tensorboard_destination import TensorboardDestination
 from wmtp.runtime.tracking import Destination, Trackers
+from wmtp.runtime.uploads import Uploads
 from wmtp.stage1.loop import prepare_value_head
 from wmtp.state import (
     Moving,
@@ -55,7 +56,13 @@ SMALLEST_LOSS_SCALE = 2.0**-20
 """fp16's loss scale starts at 2^16 and halves at each bad step; no good one needs it this low."""
 
 
-def train(job: Job, folder: RunFolder, console: Console, checkpoint: Path | None = None) -> int:
+def train(
+    job: Job,
+    folder: RunFolder,
+    console: Console,
+    checkpoint: Path | None = None,
+    uploads: Uploads | None = None,
+) -> int:
     """Train until the recipe's end, an early stop or a signal.
 
     Args:
@@ -63,6 +70,7 @@ def train(job: Job, folder: RunFolder, console: Console, checkpoint: Path | None
         folder: where the run keeps what it makes; its lock is held by the caller.
         console: what the user sees.
         checkpoint: a verified checkpoint to go on from.
+        uploads: copies what is saved to a store, if that is asked for.
 
     Returns:
         Exit code: 0 when done, 130 or 143 after a signal, once the checkpoint is safe.
@@ -98,6 +106,8 @@ def train(job: Job, folder: RunFolder, console: Console, checkpoint: Path | None
                 f"set aside as {moved.name}: it lies beyond the checkpoint that is resumed"
             )
         cut_back(folder.metrics_file, progress.step)
+        if uploads is not None:
+            uploads.set_aside_after(progress.step)
 
     with (
         StopRequest() as stop,
@@ -108,6 +118,7 @@ def train(job: Job, folder: RunFolder, console: Console, checkpoint: Path | None
             checkpoints.keep_last,
             console.warning,
             asynchronous=checkpoints.asynchronous,
+            uploads=uploads,
         ) as saver,
         job.training_batches(start_row=progress.rows_read) as batches,
         console.progress(progress.step, job.max_steps) as bar,

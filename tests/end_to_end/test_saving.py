@@ -176,3 +176,37 @@ def test_a_run_that_cannot_fit_is_refused_before_its_first_step(
         world.train("run")
     assert world.train("run", "--set", "paths.checkpoints.keep_last=1", "--set",
                        "paths.checkpoints.save_final=false") == 0  # fmt: skip
+
+
+def test_a_second_signal_does_not_wait_for_a_save_behind_training(world: World) -> None:
+    """The first waits for a disk that hangs for a minute, as it should.
+
+    Five seconds are promised; on a machine that runs four times as much as it can, it may be more.
+    """
+    world.recipe["train"]["max_steps"] = 100_000
+    world.write_files()
+    hanging = (
+        "import time; from pathlib import Path; from wmtp.state import Snapshot\n"
+        "def write(snapshot, folder):\n"
+        "    Path('hangs').touch(); time.sleep(60)\n"
+        "Snapshot.write = write\n"
+        "from wmtp.cli import main; main()"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", hanging, "train", "--config", "config.yaml", "--recipe",
+         "recipe.yaml", "--run-name", "real", *BEHIND],
+        cwd=world.folder, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 60
+    while not (world.folder / "hangs").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(1.0)
+    started = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert time.monotonic() - started < 20
+    assert process.returncode == 143, err
+    assert "leaked" not in err
+    assert "Traceback" not in err

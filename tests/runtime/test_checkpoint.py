@@ -359,3 +359,21 @@ def test_run_whose_checkpoints_cannot_fit_is_refused(tmp_path: Path) -> None:
 def test_keeping_none_is_a_programmers_mistake(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="keep_last is 0"):
         write_checkpoint(tmp_path, 1, fill, keep_last=0)
+
+
+def test_file_that_cannot_be_read_is_a_reason_and_not_a_crash(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = write_checkpoint(tmp_path, 1, fill, keep_last=1)
+    real = checkpoint_module.checksum
+
+    def fail_on_state(path: Path) -> str:
+        if path.name == "state.json":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(path)
+
+    monkeypatch.setattr(checkpoint_module, "checksum", fail_on_state)
+    assert find_damage(target) == "cannot be read: Input/output error"
+    with pytest.raises(StorageError, match="could not be written: Input/output error"):
+        write_checkpoint(tmp_path, 2, fill, keep_last=1)
+    assert names(tmp_path) == ["step-00000001"]

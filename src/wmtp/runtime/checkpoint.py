@@ -52,7 +52,11 @@ def list_checkpoints(checkpoints: Path) -> list[Path]:
 
 
 def write_checkpoint(
-    checkpoints: Path, step: int, fill: Callable[[Path], None], keep_last: int | None
+    checkpoints: Path,
+    step: int,
+    fill: Callable[[Path], None],
+    keep_last: int | None,
+    in_use: Callable[[Path], bool] = lambda _: False,
 ) -> Path:
     """Write the checkpoint of ``step``, then remove the oldest beyond ``keep_last``.
 
@@ -61,6 +65,7 @@ def write_checkpoint(
         step: optimizer steps done.
         fill: writes every file of the checkpoint into the empty folder that it is given.
         keep_last: checkpoints to keep, this one included, at least 1; None keeps all.
+        in_use: tells which old ones must stay for now, because they are being copied.
 
     Returns:
         The checkpoint's folder.
@@ -73,7 +78,7 @@ def write_checkpoint(
     target = checkpoints / checkpoint_name(step)
     write_folder(target, step, fill)
     if keep_last is not None:
-        _prune(checkpoints, target, keep_last)
+        _prune(checkpoints, target, keep_last, in_use)
     return target
 
 
@@ -291,9 +296,10 @@ def _put_in_place(temporary: Path, target: Path) -> None:
     sync_folder(target.parent)
 
 
-def _prune(checkpoints: Path, newest: Path, keep_last: int) -> None:
+def _prune(checkpoints: Path, newest: Path, keep_last: int, in_use: Callable[[Path], bool]) -> None:
     others = [path for path in list_checkpoints(checkpoints) if path != newest]
-    for path in others[: max(0, len(others) - (keep_last - 1))]:
+    old = others[: max(0, len(others) - (keep_last - 1))]
+    for path in (path for path in old if not in_use(path)):
         with storage_errors(f"the old checkpoint {path} could not be removed"):
             # renamed first: killed halfway, what is left must not look like a damaged checkpoint
             _remove(path.rename(path.with_name(f"{_TEMPORARY}pruned-{path.name}")))
@@ -304,7 +310,7 @@ def _find_damage(folder: Path) -> str | None:
         return "is a file, not a folder" if folder.exists() else "does not exist"
     if not (folder / MANIFEST).is_file():
         return f"has no {MANIFEST}: it is not a checkpoint, or its writing was interrupted"
-    step, expected = _read_manifest(folder / MANIFEST)
+    step, expected = read_manifest((folder / MANIFEST).read_bytes())
     if step is None:
         return f"has a {MANIFEST} that cannot be read"
     if step_of(folder) not in (None, step):
@@ -328,10 +334,10 @@ def _find_damage(folder: Path) -> str | None:
     return None
 
 
-def _read_manifest(path: Path) -> tuple[int | None, dict[str, tuple[int, str]]]:
+def read_manifest(content: bytes) -> tuple[int | None, dict[str, tuple[int, str]]]:
     """Step and (size, sha256) of each file; the step is None if this is not a manifest of ours."""
     try:
-        manifest = json.loads(path.read_text())
+        manifest = json.loads(content)
         if manifest["format"] != FORMAT:
             return None, {}
         files = manifest["files"].items()

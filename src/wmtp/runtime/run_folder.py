@@ -66,6 +66,11 @@ class RunFolder:
         return self.root / "final"
 
     @property
+    def average(self) -> Path:
+        """The mean of the last checkpoints."""
+        return self.root / "average"
+
+    @property
     def stage1(self) -> "RunFolder":
         """Where the value head of critic-wmtp is trained before the model."""
         return RunFolder(self.root / "stage1")
@@ -118,14 +123,19 @@ def create_run_folder(base_path: Path, name: str) -> RunFolder:
     return run
 
 
-def open_run_folder(base_path: Path, name: str) -> RunFolder:
+def open_run_folder(base_path: Path, name: str, *, kept_elsewhere: bool = False) -> RunFolder:
     """Find the folder of a run that is to be resumed.
+
+    Args:
+        base_path: folder of all run folders.
+        name: of the run.
+        kept_elsewhere: the run is to be brought here, so that an empty folder will do.
 
     Raises:
         ConfigError: there is no such run; names the nearest one there is.
     """
     run = RunFolder(_checked_path(base_path, name))
-    if not _holds_anything(run):
+    if not (kept_elsewhere or _holds_anything(run)):
         names = [path.parent.name for path in base_path.glob("*/run.yaml")]
         names = [other for other in names if other != name]
         near = difflib.get_close_matches(name, names, n=1)

@@ -10,8 +10,9 @@ from typing import Final, Self, final
 
 from wmtp.errors import CheckpointError, StorageError
 from wmtp.runtime.checkpoint import newest_good, step_of, write_checkpoint
+from wmtp.runtime.uploads import Uploads
 
-_SECONDS_LEFT_TO_A_SAVE_WHEN_ENDED_AT_ONCE: Final = 1.0
+_SECONDS_LEFT_TO_A_SAVE_WHEN_ENDED_AT_ONCE: Final = 0.2
 
 Fill = Callable[[Path], None]
 """Writes every file of a checkpoint into the empty folder that it is given."""
@@ -41,8 +42,8 @@ class Saver:
                 saver.save(step, take_snapshot(...).write, last=...)
 
     An exception that leaves the block waits for the save under way, so that no more than one
-    interval is lost; KeyboardInterrupt and SystemExit, the second signal, leave it behind after a
-    second, and what is left of it is removed by the next start.
+    interval is lost; KeyboardInterrupt and SystemExit, the second signal, leave it behind, and
+    what is left of it is removed by the next start.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class Saver:
         warn: Callable[[str], None],
         *,
         asynchronous: bool = False,
+        uploads: Uploads | None = None,
     ) -> None:
         """Write nothing yet.
 
@@ -60,11 +62,13 @@ class Saver:
             keep_last: checkpoints to keep, at least 1.
             warn: shows a line to the user.
             asynchronous: write in a thread; what fills the folder must not change meanwhile.
+            uploads: is told of each new checkpoint, and keeps the one that it reads.
         """
         self._checkpoints = checkpoints
         self._keep_last = keep_last
         self._warn = warn
         self._asynchronous = asynchronous
+        self._uploads = uploads
         self._under_way: _Save | None = None
 
     def save(self, step: int, fill: Fill, *, last: bool = False) -> None:
@@ -138,7 +142,12 @@ class Saver:
             self._warn(str(refused))  # what ended the block is the news
 
     def _write(self, step: int, fill: Fill) -> None:
-        write_checkpoint(self._checkpoints, step, fill, self._keep_last)
+        if self._uploads is None:
+            write_checkpoint(self._checkpoints, step, fill, self._keep_last)
+            return
+        in_use = self._uploads.is_reading
+        write_checkpoint(self._checkpoints, step, fill, self._keep_last, in_use)
+        self._uploads.wake()
 
     def _collect(self, *, last: bool = False) -> None:
         if self._under_way is None:
