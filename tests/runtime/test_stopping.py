@@ -121,3 +121,33 @@ def test_an_import_is_never_left_halfway_by_a_signal(
     )
     ended = subprocess.run([sys.executable, "-c", program], check=False)
     assert ended.returncode == -number
+
+
+ORPHAN = """
+import multiprocessing, os, time
+
+def child(begun, parent):
+    begun.send(True)
+    while os.getppid() == parent:  # it is killed before the child is ready
+        time.sleep(0.01)
+    print("alone", flush=True)
+    from wmtp.runtime.stopping import end_with_parent
+    end_with_parent()
+    time.sleep(60)
+
+if __name__ == "__main__":
+    spawn = multiprocessing.get_context("spawn")
+    seen, begun = spawn.Pipe(duplex=False)
+    spawn.Process(target=child, args=(begun, os.getpid())).start()
+    seen.recv()
+    os.kill(os.getpid(), 9)
+"""
+
+
+def test_a_worker_ends_though_its_parent_was_killed_before_it_was_ready(tmp_path: Path) -> None:
+    program = tmp_path / "orphan.py"
+    program.write_text(ORPHAN)
+    # returns when the last process that holds standard output is gone
+    ended = subprocess.run([sys.executable, program], capture_output=True, check=False, timeout=30)
+    assert ended.returncode == -signal.SIGKILL
+    assert ended.stdout == b"alone\n"

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from wmtp.data.batches import Batch, batch_at
 from wmtp.data.rows import Rows
+from wmtp.runtime.stopping import end_with_parent
 
 
 @contextmanager
@@ -50,7 +51,7 @@ def load_batches(
         num_workers=num_workers,
         prefetch_factor=prefetch_factor if num_workers else None,
         pin_memory=pin_memory,
-        worker_init_fn=_leave_signals_to_the_main_process if num_workers else None,
+        worker_init_fn=_belong_to_the_main_process if num_workers else None,
         # a fork of a process that has threads (torch, trackers) may hang
         multiprocessing_context=multiprocessing.get_context("spawn") if num_workers else None,
         generator=torch.Generator(),  # else it draws from the global one
@@ -92,7 +93,8 @@ def _unchanged(batch: Any) -> Any:
     return batch
 
 
-def _leave_signals_to_the_main_process(_worker: int) -> None:
-    """A terminal sends Ctrl-C to workers as well, but the run decides when it stops."""
+def _belong_to_the_main_process(_worker: int) -> None:
+    """A terminal sends Ctrl-C to workers as well, but the run decides when they stop."""
+    end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

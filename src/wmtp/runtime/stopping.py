@@ -1,6 +1,7 @@
 """Stop cleanly after SIGINT or SIGTERM: finish the step, save, leave."""
 
 import contextlib
+import multiprocessing
 import os
 import signal
 import threading
@@ -103,6 +104,23 @@ class StopRequest:
         while self._previous:
             number, handler = self._previous.popitem()
             signal.signal(number, handler)
+
+
+def end_with_parent() -> None:
+    """Have this process, started by ``multiprocessing``, end the moment its parent is gone.
+
+    Torch's workers look for that themselves, but compare with the parent that they find when they
+    are ready: one whose parent was killed before would wait for it for ever.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        raise RuntimeError("this process was not started by multiprocessing")
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, name="wmtp-parent", daemon=True).start()
 
 
 def _end_forked_child(received: signal.Signals) -> None:
