@@ -191,11 +191,11 @@ def test_a_second_signal_ends_it_within_seconds(
     moment: str,
     number: int,
 ) -> None:
-    """Every fsync takes half a second: the save that the first waits for takes many."""
+    """Every fsync takes a fifth of a second: the save that the first waits for takes several."""
     toy = toys("baseline")
     toy.whole()
     name = f"second-{moment}-{number}-{asynchronous}".replace(" ", "-")
-    slow = ("trace=fsync", "inject=fsync:delay_enter=500000")
+    slow = ("trace=fsync", "inject=fsync:delay_enter=200000")
     more = ("--set", f"config.paths.checkpoints.asynchronous={asynchronous}")
     with traced(toy.programs, *toy.arguments(name, *more), rules=slow) as process:
         wait_until(process, lambda: MOMENTS[moment](process, toy.runs / name))
