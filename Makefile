@@ -1,5 +1,6 @@
 # make demo   set up, then train two small models on Python's own sources and compare them
 # make test   set up, then lint, type check and test
+# make faults kill, damage and starve real runs for some 20 minutes; GROUP=kills for one group
 # make bench  measure the loss against other ways to compute it
 PYTHON ?= python3
 VENV := .venv
@@ -8,7 +9,7 @@ PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c c
 export WMTP_DATA ?= $(wildcard ../shared/data)
 export WMTP_CACHE ?= $(CURDIR)/.cache
 
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test lint faults bench clean
 help:
 	@grep '^# make' Makefile | cut -c3-
 
@@ -37,6 +38,9 @@ lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+faults: $(VENV)/.test
+	$(BIN)/python -m pytest -q -n 2 --dist loadscope tests/faults$(GROUP:%=/test_%.py)
 
 bench: $(VENV)/.test
 	$(BIN)/python benchmarks/loss.py

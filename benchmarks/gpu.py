@@ -34,7 +34,7 @@ from wmtp.model.llama_shape import LlamaShape
 from wmtp.model.multi_token import MultiTokenModel, build_model
 from wmtp.optim import build_optimizers, clip_gradients, step_optimizers
 from wmtp.runtime.device import Device, available_kinds, choose_device
-from wmtp.train import gradient_of
+from wmtp.step import gradient_of
 from wmtp.weighting import Rho1, Signals, Weighting, weigh_chunk
 
 RESULTS = Path(__file__).parent / "results"

@@ -38,12 +38,13 @@ def main() -> None:
               "| share of CPU time |\n|---|---|---|---|---|---|")  # fmt: skip
         for asynchronous in (False, True):
             print(run(Path(place), options, asynchronous=asynchronous), flush=True)
+        print(f"\n{start_of_a_resumed_run(Path(place))}")
 
 
 def verify_one_gigabyte(place: Path) -> None:
     """A model of a third and its optimizer's state of two thirds, as a checkpoint has them."""
-    from wmtp.runtime import checkpoint
-    from wmtp.runtime.checkpoint import find_damage, write_folder
+    from wmtp.checkpoints import checkpoint
+    from wmtp.checkpoints.checkpoint import find_damage, write_folder
 
     folder = place / "step-00000001"
     block = bytes(range(256)) * 4096
@@ -81,9 +82,9 @@ def verify_one_gigabyte(place: Path) -> None:
 
 def run(place: Path, options: argparse.Namespace, *, asynchronous: bool) -> str:
     """Train, and return a row of the table."""
-    from wmtp import train
+    from wmtp import step, train
+    from wmtp.checkpoints.checkpoint import list_checkpoints
     from wmtp.cli import app
-    from wmtp.runtime.checkpoint import list_checkpoints
 
     name = "behind the loop" if asynchronous else "in the loop"
     config = {
@@ -106,9 +107,9 @@ def run(place: Path, options: argparse.Namespace, *, asynchronous: bool) -> str:
         (place / file).write_text(yaml.safe_dump(values))
 
     clock, saver_type = Clock(), train.Saver
-    real_update, real_snapshot, real_save = train.update, train.take_snapshot, saver_type.save
+    real_update, real_snapshot, real_save = step.update, train.take_snapshot, saver_type.save
     real_wait = saver_type.wait
-    train.update = clock.marking(real_update)
+    step.update = clock.marking(real_update)
     train.take_snapshot = clock.counting(real_snapshot)
     saver_type.save, saver_type.wait = clock.counting(real_save), clock.counting(real_wait)
     try:
@@ -116,7 +117,7 @@ def run(place: Path, options: argparse.Namespace, *, asynchronous: bool) -> str:
              str(place / "recipe.yaml"), "--run-name", name.replace(" ", "-")],
             standalone_mode=False)  # fmt: skip
     finally:
-        train.update, train.take_snapshot = real_update, real_snapshot
+        step.update, train.take_snapshot = real_update, real_snapshot
         saver_type.save, saver_type.wait = real_save, real_wait
     newest = list_checkpoints(place / name.replace(" ", "-") / "checkpoints")[-1]
     size = sum(file.stat().st_size for file in newest.rglob("*") if file.is_file())
@@ -130,12 +131,42 @@ def run(place: Path, options: argparse.Namespace, *, asynchronous: bool) -> str:
     )
 
 
+def start_of_a_resumed_run(place: Path) -> str:
+    """From settings to the first step, without imports, beside bare reading of the checkpoint."""
+    from wmtp.checkpoints.checkpoint import newest_good
+    from wmtp.config_check import load_settings
+    from wmtp.job import assembled
+    from wmtp.state import load_checkpoint
+    from wmtp.step import set_in_motion
+
+    settings = load_settings(str(place / "config.yaml"), str(place / "recipe.yaml"))
+    taken: dict[str, float] = {}
+    for what in ("resumed", "fresh"):  # the first one finds its data tokenized as well
+        started, checkpoint = time.perf_counter(), None
+        if what == "resumed":
+            checkpoint, _ = newest_good(place / "behind-the-loop" / "checkpoints")
+            read = [file for file in checkpoint.rglob("*") if file.is_file()]
+        with assembled(settings, lambda _: None, checkpoint) as job:
+            moving = set_in_motion(job)
+            if checkpoint is not None:
+                load_checkpoint(checkpoint, moving, job.device)
+            taken[what] = time.perf_counter() - started
+    started = time.perf_counter()
+    size = sum(len(file.read_bytes()) for file in read)
+    taken["read"] = time.perf_counter() - started
+    return (
+        f"start of a run of {size / 1e6:.0f} MB of checkpoint, without imports: resumed "
+        f"{taken['resumed']:.2f} s (verifying and loading), fresh {taken['fresh']:.2f} s; reading "
+        f"the files alone {taken['read']:.2f} s"
+    )
+
+
 def save_once(checkpoint: Path, target: Path) -> float:
     """Processor seconds of one copy of the tensors and one complete save of such a checkpoint."""
     from safetensors.torch import load_file
 
-    from wmtp.runtime.checkpoint import write_folder
-    from wmtp.runtime.training_state import save_state
+    from wmtp.checkpoints.checkpoint import write_folder
+    from wmtp.checkpoints.training_state import save_state
 
     tensors = {
         f"{file.parent.name}.{name}": tensor

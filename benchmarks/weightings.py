@@ -15,7 +15,7 @@ from datetime import date
 
 from wmtp.config_check import load_settings
 from wmtp.job import Job, assembled
-from wmtp.train import learn, set_in_motion, share_of, update
+from wmtp.step import learn, set_in_motion, share_of, update
 
 
 def main() -> None:
@@ -60,7 +60,7 @@ def measure(jobs: list[Job], rounds: int) -> list[float]:
             share = share_of(job, moving[index], step)
             for batch in step:
                 learn(job, moving[index], batch.to(job.device.torch_device), share)
-            update(moving[index], job.settings.recipe.optim.grad_clip)
+            update(job, moving[index])
             job.device.synchronize()
             if round_:
                 least[index] = min(least[index], time.process_time() - started)

@@ -52,7 +52,9 @@ def convert(gguf: Path, target: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
-    model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.bfloat16)
+    model = AutoModelForCausalLM.from_pretrained(
+        **source, dtype=torch.bfloat16, trust_remote_code=False
+    )
     # transformers marks a model read from GGUF as quantized and refuses to save it
     del model.config.quantization_config
     model.hf_quantizer = None
@@ -60,7 +62,7 @@ def convert(gguf: Path, target: Path) -> None:
     model.quantization_method = None
     partial = target.with_name(target.name + ".partial")
     model.save_pretrained(partial)
-    AutoTokenizer.from_pretrained(**source).save_pretrained(partial)
+    AutoTokenizer.from_pretrained(**source, trust_remote_code=False).save_pretrained(partial)
     partial.rename(target)
 
 

@@ -10,13 +10,13 @@ from torch import Tensor
 from tests.model.toys import toy_model
 from wmtp import average as average_module
 from wmtp.average import average_checkpoints, newest_good_checkpoints
+from wmtp.checkpoints.checkpoint import find_damage, write_checkpoint
 from wmtp.cli import app
 from wmtp.errors import CheckpointError, ConfigError, StorageError, WmtpError
 from wmtp.model.hf_layout import load_model, save_model
 from wmtp.model.multi_token import MultiTokenModel
 from wmtp.model.stored_config import SpecialTokens
 from wmtp.model.stored_tensors import tensor_files
-from wmtp.runtime.checkpoint import find_damage, write_checkpoint
 
 ONE_FILE, SEVERAL = 10**9, 20_000
 

@@ -2,13 +2,14 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from wmtp import cli
 from wmtp.data.shards import open_shards
-from wmtp.errors import DataError
+from wmtp.errors import ConfigError, DataError, LostRankError
 
 DATASETS = Path(__file__).parents[1] / "datasets"
 LEFT_OUT = "1 left out: not JSON 1\n  {path}:2: not JSON (Expecting property name"
@@ -89,3 +90,22 @@ def test_manifest_names_what_was_passed_over(tokenizer: Path, tmp_path: Path) ->
         "--out", tmp_path / "s")  # fmt: skip
     manifest = json.loads((tmp_path / "s/manifest.json").read_text())
     assert manifest["sources"][0]["passed_over"] == {"duplicate program": 1}
+
+
+@pytest.mark.parametrize(
+    ("rank", "error", "seconds", "begins"),
+    [
+        ("0", ConfigError("a mistake of all"), 0, ""),
+        ("1", ConfigError("a mistake of all"), 3, "rank 1: "),
+        ("0", LostRankError("lost"), 6, ""),  # longer than the one that was lost needs to speak
+    ],
+)
+def test_the_rank_that_knows_speaks_first(
+    monkeypatch: pytest.MonkeyPatch, rank: str, error: Exception, seconds: int, begins: str
+) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr(cli, "time", SimpleNamespace(sleep=slept.append))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", rank)
+    assert cli._wait_for_who_knows_more(error) == begins
+    assert slept == [seconds]

@@ -7,8 +7,10 @@ import yaml
 from pydantic import BaseModel
 
 from wmtp.config import Config, Recipe, Settings, section_of
-from wmtp.config_check import load_settings
+from wmtp.config_check import changes_since, load_settings
 from wmtp.errors import ConfigError
+from wmtp.opening.checks import check_start
+from wmtp.runtime.run_folder import create_run_folder
 from wmtp.weighting import RandomMatched, Rho1, Shuffled
 
 RECIPE: dict[str, Any] = {
@@ -146,11 +148,6 @@ def test_a_missing_section_is_named(tmp_path: Path, section: str) -> None:
     assert any(f"{section} is missing." in line for line in faults(tmp_path, recipe=recipe))
 
 
-def test_sharding_is_refused_while_there_is_none(tmp_path: Path) -> None:
-    (line,) = faults(tmp_path, config=with_value(CONFIG, ("devices", "fsdp", "enabled"), True))
-    assert "devices.fsdp.enabled is True. Allowed: False." in line
-
-
 def test_all_faults_of_both_files_and_of_overrides_come_at_once(tmp_path: Path) -> None:
     found = faults(
         tmp_path,
@@ -213,8 +210,8 @@ def test_a_weighting_around_another_is_built_and_written_back(tmp_path: Path) ->
     ("fields", "message"),
     [
         ({}, "weighting.around is missing."),
-        ({"around": "rho1-wmtp"}, "weighting.around.algorithm is missing. Use for instance"),
-        ({"around": {"temperature": 1}}, "weighting.around.algorithm is missing. Use for instance"),
+        ({"around": "rho1-wmtp"}, "weighting.around.algorithm is missing. Use baseline-mtp"),
+        ({"around": {"temperature": 1}}, "weighting.around.algorithm is missing. Use baseline-mtp"),
         (
             {"around": {"algorithm": "rho2"}},
             "weighting.around.algorithm is 'rho2': no such algorithm",
@@ -316,7 +313,7 @@ def test_environment_variables_are_read_and_typed(
     [
         ("run: {name: a}\nrun: {name: b}\n", "recipe.yaml:2: run is given twice."),
         ("run: [unclosed\n", "not valid YAML"),
-        ("run: !!python/object/apply:os.system ['true']\n", "not valid YAML"),
+        ("run: !!python/object/apply:os.system ['true']\n", "run has the YAML tag"),
         ("a: &a [x, x]\n" + "".join(f"b{i}: &b{i} [*a, *a]\n" for i in range(3)), "no such key"),
         (
             "b0: &b0 [x, x, x, x, x, x, x, x, x, x]\n"
@@ -392,3 +389,48 @@ def test_what_only_the_critic_uses_is_refused_elsewhere(tmp_path: Path, override
     )
     with pytest.raises(ConfigError, match="critic-wmtp alone"):
         load_settings(None, str(recipe), overrides=(override,))
+
+
+def test_a_final_model_that_is_not_written_cannot_be_logged(tmp_path: Path) -> None:
+    (fault,) = faults(
+        tmp_path,
+        "config.mlflow.log_checkpoints=final",
+        "config.paths.checkpoints.save_final=false",
+    )
+    assert "mlflow.log_checkpoints is 'final', but paths.checkpoints.save_final is false" in fault
+
+
+def test_a_login_that_run_yaml_does_not_keep_is_no_change(tmp_path: Path) -> None:
+    settings = load(tmp_path, "config.mlflow.tracking_uri=http://me:hunter2@host")
+    run = create_run_folder(tmp_path / "runs", "first")
+    run.write_settings(settings.as_dict())
+    assert changes_since(run.settings_file, settings) == []
+    other = load(tmp_path, "config.mlflow.tracking_uri=http://me:hunter2@other")
+    assert changes_since(run.settings_file, other) == [
+        "config.mlflow.tracking_uri is now 'http://***@other'; the run began with 'http://***@host'"
+    ]
+
+
+def test_sections_that_do_not_go_together_are_all_told(tmp_path: Path) -> None:
+    recipe = with_value(RECIPE, ("optim", "value_lr"), 0.1)
+    recipe = with_value(recipe, ("loss", "head_scale"), [1.0])
+    found = faults(tmp_path, recipe=recipe)
+    assert len(found) == 2
+    assert "loss.head_scale [1.0] must have 4 factors" in found[0]
+    assert "optim.value_lr is for weighting.algorithm critic-wmtp alone" in found[1]
+    assert all(line.startswith(str(tmp_path)) for line in found)
+
+
+def test_a_start_that_cannot_be_is_told_whole(tmp_path: Path) -> None:
+    config = with_value(CONFIG, ("paths", "models", "base"), str(tmp_path / "gone"))
+    recipe = with_value(RECIPE, ("weighting",), {"algorithm": "rho1-wmtp"})
+    recipe = with_value(recipe, ("train", "average_last"), 9)
+    with pytest.raises(ConfigError) as raised:
+        check_start(load(tmp_path, config=config, recipe=recipe))
+    told = str(raised.value).splitlines()
+    assert [line.split(" is ")[0].split(" needs ")[0] for line in told] == [
+        "weighting.algorithm rho1-wmtp",
+        "paths.models.base",
+        "train.average_last",
+        "both a start and a shape are given: paths.models.base",
+    ]

@@ -16,13 +16,12 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
+from wmtp.checkpoints.checkpoint import find_damage, list_checkpoints, step_of, write_folder
 from wmtp.errors import CheckpointError, ConfigError
 from wmtp.model.hf_layout import GENERATION_NAME, tokenizer_files
-from wmtp.model.stored_tensors import CONFIG_NAME, INDEX_NAME, tensor_files
-from wmtp.runtime.checkpoint import find_damage, list_checkpoints, step_of, write_folder
+from wmtp.model.stored_tensors import CONFIG_NAME, INDEX_NAME, open_tensors, tensor_files
 from wmtp.safetensors_writer import write_one_by_one
 
 AVERAGE_NAME: Final = "average"
@@ -81,7 +80,7 @@ def average_checkpoints(folders: Sequence[Path], out: Path) -> None:
     newest = folders[-1]
     with ExitStack() as stack:
         opened = {
-            path: stack.enter_context(safe_open(path, framework="pt"))
+            path: stack.enter_context(open_tensors(path))
             for path in sorted({path for of_one in files for path in of_one.values()})
         }
         stored = [{name: opened[path] for name, path in of_one.items()} for of_one in files]

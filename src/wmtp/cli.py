@@ -2,26 +2,29 @@
 
 import contextlib
 import json
+import os
 import sys
+import time
+import traceback
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from wmtp import __version__
-from wmtp.errors import ConfigError, WmtpError
+from wmtp.distributed.launcher import end_with_the_launcher, is_launched
+from wmtp.errors import ConfigError, LostRankError, WmtpError
+from wmtp.runtime.stopping import end_in_order
+from wmtp.untrusted import printable
 
 if TYPE_CHECKING:
     from wmtp.config import Settings
     from wmtp.data.documents import BadLines
     from wmtp.data.sources import Source
-    from wmtp.runtime.console import Console
-    from wmtp.runtime.object_store import ObjectStore
-    from wmtp.runtime.run_folder import RunFolder
 
 NEWEST = "newest"
+"""``--resume`` alone; as ``launch.NEWEST``, which is not imported for every command."""
 
 app = typer.Typer(
     name="wmtp",
@@ -68,17 +71,47 @@ TokenizerPath = Annotated[str, typer.Option("--tokenizer", help="tokenizer.json 
 def main() -> None:
     """Run a command; users' mistakes become plain lines and an exit code."""
     arguments = sys.argv[1:]
+    end_in_order()
+    if is_launched():  # before torch is imported, which takes long enough to lose a launcher in
+        end_with_the_launcher()
     try:
         app(_with_resume_value(arguments), standalone_mode=True)
     except WmtpError as error:
         if "--verbose" in arguments:
-            raise
-        for line in str(error).splitlines():
-            print(f"error: {line}", file=sys.stderr)
+            _print_traceback()
+        else:
+            from wmtp.secrets import without_secrets
+
+            rank = _wait_for_who_knows_more(error)
+            for line in without_secrets(str(error)).split("\n"):
+                print(f"{rank}error: {printable(line)}", file=sys.stderr)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)  # training says where it stopped, and does not come here
         sys.exit(130)
+    except Exception as error:  # a fault of ours is shown whole, as Python would, but for secrets
+        if is_launched():
+            print(f"{_wait_for_who_knows_more(error) or 'rank 0: '}error:", file=sys.stderr)
+        _print_traceback()
+        sys.exit(1)
+
+
+def _print_traceback() -> None:
+    from wmtp.secrets import without_secrets
+
+    print(without_secrets(traceback.format_exc()), end="", file=sys.stderr)
+
+
+def _wait_for_who_knows_more(error: Exception) -> str:
+    """What the lines of this rank begin with; nothing for the first, and for a single process.
+
+    Most faults befall all ranks alike. The first says so at once, whereupon the launcher ends
+    the others before they say it again. A fault of a later rank alone costs the first its
+    company: it lets the other speak before, or be named by the launcher.
+    """
+    rank = os.environ.get("RANK", "0") if is_launched() else "0"
+    time.sleep(6 if isinstance(error, LostRankError) else 0 if rank == "0" else 3)
+    return "" if rank == "0" else f"rank {rank}: "
 
 
 def _with_resume_value(arguments: list[str]) -> list[str]:
@@ -130,53 +163,16 @@ def train(
     """Train a model from a config and a recipe.
 
     Ctrl-C ends a step, saves and exits; --resume goes on from there. A resumed run equals one
-    that never stopped to the last bit, on the same kind of device with the same torch.
+    that never stopped to the last bit. Not promised: the same bits on another kind of device or
+    number of ranks, with another version of torch, or with torch.compile switched on or off.
     """
     settings = _settings(config, recipe, profile, override, run_name, tags)
-    from wmtp.config_check import changes_since
-    from wmtp.dry_run import make_plan
-    from wmtp.job import assembled
-    from wmtp.opening.checks import check_start
-    from wmtp.runtime.checkpoint import list_checkpoints, remove_leftovers
-    from wmtp.runtime.console import Console
-    from wmtp.runtime.lock import hold_run_lock
-    from wmtp.runtime.run_folder import create_run_folder, open_run_folder
-    from wmtp.runtime.uploads import Uploads
-    from wmtp.train import train as run_training
+    from wmtp.launch import launch, plan
 
     if dry_run:
-        with Console() as console, assembled(settings, console.line, keep_shards=False) as job:
-            for line in make_plan(job).lines():
-                console.result(line)
+        plan(settings)
         return
-    check_start(settings)  # before a run folder is made
-    base_path = Path(settings.config.paths.checkpoints.base_path)
-    name = settings.recipe.run.name
-    store = _store(settings, resume)
-    if resume:
-        folder = open_run_folder(base_path, name, kept_elsewhere=_holds_checkpoints(store))
-    else:
-        folder = create_run_folder(base_path, name)
-    with hold_run_lock(folder.lock_file, name), Console(folder.log_file) as console:
-        remove_leftovers(folder.checkpoints)
-        if resume == NEWEST and store is not None:
-            _bring_if_none_is_here(store, folder, console)
-        in_stage1 = resume == NEWEST and not list_checkpoints(folder.checkpoints)
-        in_stage1 = in_stage1 and folder.stage1.root.is_dir()  # it goes on from its own checkpoints
-        checkpoint = None
-        if resume and not in_stage1:
-            checkpoint = _checkpoint(resume, folder.checkpoints, console.warning)
-        if resume:
-            for line in changes_since(folder.settings_file, settings):
-                console.warning(line)
-        console.line(f"run folder {folder.root}")
-        keep_last = settings.config.paths.checkpoints.keep_last
-        with (
-            assembled(settings, console.line, checkpoint) as job,
-            Uploads(store, folder, keep_last, console) if store else nullcontext() as uploads,
-        ):
-            code = run_training(job, folder, console, checkpoint, uploads)
-    raise typer.Exit(code)
+    raise typer.Exit(launch(settings, resume))
 
 
 def _settings(
@@ -195,7 +191,8 @@ def _settings(
     for path in [config, *(profile or [])]:
         with contextlib.suppress(ConfigError):  # load_settings tells it with all other faults
             section = read_yaml_file(path).values.get("mps_optimizations") if path else None
-            mps.update(section if isinstance(section, dict) else {})
+            if isinstance(section, dict):  # other types are told by load_settings, too
+                mps.update({k: v for k, v in section.items() if isinstance(v, bool | int | float)})
     set_environment_before_torch(
         mps_fallback_to_cpu=mps.get("fallback_to_cpu"),
         mps_high_watermark=mps.get("high_watermark"),
@@ -210,73 +207,6 @@ def _settings(
     if tags is not None:
         overrides.append(f"recipe.run.tags={json.dumps([t for t in tags.split(',') if t])}")
     return load_settings(config, recipe, profiles=tuple(profile or ()), overrides=tuple(overrides))
-
-
-def _store(settings: "Settings", resume: str | None) -> "ObjectStore | None":
-    """The run's place in the object store, which answers; a new run finds nothing in it."""
-    from wmtp.runtime.object_store import ObjectStore
-
-    upload_to, name = settings.config.paths.checkpoints.upload_to, settings.recipe.run.name
-    if upload_to is None:
-        return None
-    store = ObjectStore(f"{upload_to.rstrip('/')}/{name}")
-    store.check()
-    if not resume and _holds_checkpoints(store):
-        raise ConfigError(
-            f"run '{name}' already exists in {store.url}. "
-            "Continue it with --resume, or choose another --run-name."
-        )
-    return store
-
-
-def _holds_checkpoints(store: "ObjectStore | None") -> bool:
-    from wmtp.runtime.object_store import complete_checkpoints
-
-    return store is not None and bool(complete_checkpoints(store))
-
-
-def _bring_if_none_is_here(store: "ObjectStore", folder: "RunFolder", console: "Console") -> None:
-    """Fetch the newest checkpoint if this machine has no good one; say so if it has an older."""
-    from wmtp.errors import CheckpointError
-    from wmtp.runtime.checkpoint import newest_good, step_of
-    from wmtp.runtime.object_store import bring_newest, complete_checkpoints
-
-    try:
-        here, _ = newest_good(folder.checkpoints)
-    except CheckpointError:
-        brought = bring_newest(store, folder, console.warning)
-        if brought is not None:
-            console.line(f"{brought.name} was brought from {store.url}")
-        return
-    for there in complete_checkpoints(store)[-1:]:
-        if (step_of(Path(there)) or 0) > (step_of(here) or 0):
-            console.warning(
-                f"{store.url} has {there}, but {here.name} of this machine is resumed. To take "
-                f"that one instead, stop now and move {folder.checkpoints} away."
-            )
-
-
-def _checkpoint(resume: str, checkpoints: Path, warn: Any) -> Path:
-    """The checkpoint to go on from, verified."""
-    from wmtp.runtime.checkpoint import newest_good, step_of, verify
-    from wmtp.runtime.training_state import refuse_pickle
-
-    if resume == NEWEST:
-        path, refused = newest_good(checkpoints)
-        for bad, reason in refused:
-            warn(f"checkpoint {bad.name} {reason}: not used")
-    else:
-        path = Path(resume)
-        refuse_pickle(path)
-        if path.resolve().parent != checkpoints.resolve():
-            raise ConfigError(
-                f"--resume {path}: not a checkpoint of this run, whose checkpoints are in "
-                f"{checkpoints}. To start a new run from it, set paths.models.base to it."
-            )
-        verify(path)
-    if step_of(path) is None:
-        raise ConfigError(f"--resume {path}: not a checkpoint folder named step-NNNNNNNN.")
-    return path
 
 
 # measuring and writing ----------------------------------------------------------------------------
@@ -411,6 +341,29 @@ def average(
             print(f"warning: checkpoint {bad.name} {reason}: not used", file=sys.stderr)
         average_checkpoints(chosen, target)
     print(f"{target}: mean of {', '.join(path.name for path in chosen)}")
+
+
+@app.command()
+def sync(
+    run: Annotated[Path, typer.Argument(help="Folder of the run, such as runs/NAME.")],
+    tracking_uri: Annotated[
+        str | None, typer.Option(help="MLflow's, instead of the run's; with its login.")
+    ] = None,
+    verbose: Verbose = False,
+) -> None:
+    """Send the trackers of a run what they were not sent while it trained."""
+    from wmtp.runtime.environment import set_environment_before_torch
+
+    set_environment_before_torch()
+    from wmtp.runtime.lock import hold_run_lock
+    from wmtp.runtime.run_folder import RunFolder
+    from wmtp.sync import sync as send_what_is_missing
+
+    folder = RunFolder(run.resolve())
+    if not folder.settings_file.is_file():
+        raise ConfigError(f"'{run}' is no run folder (it has no run.yaml). Give one as runs/NAME.")
+    with hold_run_lock(folder.lock_file, folder.name):
+        send_what_is_missing(folder, tracking_uri, print)
 
 
 # data ---------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ reads files into these sections.
 
 import types
 import typing
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -18,7 +19,7 @@ from pydantic import (
     model_validator,
 )
 
-from wmtp.runtime.secrets import without_secrets
+from wmtp.secrets import without_secrets
 from wmtp.weighting import Weighting, find_critic
 
 
@@ -44,8 +45,11 @@ Names = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
 class Fsdp(Section):
     """Sharding over several devices."""
 
-    enabled: Literal[False] = Field(
-        False, description="one process only in this version; true is refused"
+    enabled: bool = Field(
+        False, description="each rank keeps a slice of the model; false: a copy of all of it"
+    )
+    sharding: Literal["full", "hybrid"] = Field(
+        "full", description="over all ranks, or within a machine with copies between machines"
     )
 
 
@@ -89,8 +93,8 @@ class Checkpoints(Section):
     """What is kept, where and how often."""
 
     base_path: str = Field("runs", description="folder of all run folders")
-    save_interval: int = Field(100, ge=1, description="optimizer steps between checkpoints")
-    keep_last: int = Field(2, ge=1, description="older checkpoints are removed")
+    save_interval: int = Field(100, ge=1, le=10**12, description="steps between checkpoints")
+    keep_last: int = Field(2, ge=1, le=10**6, description="older checkpoints are removed")
     save_final: bool = Field(True, description="write final/, the model to take away")
     asynchronous: bool = Field(
         False, description="write checkpoints behind training, from a copy in the CPU's memory"
@@ -128,6 +132,9 @@ class Mlflow(Section):
     enabled: bool = True
     experiment: str = "wmtp"
     tracking_uri: str | None = Field(None, description="default: sqlite file in base_path")
+    log_checkpoints: Literal["none", "final"] = Field(
+        "none", description="final: store the model in final/ as the run's artifact, at the end"
+    )
 
 
 class Tensorboard(Section):
@@ -144,7 +151,16 @@ class Config(Section):
     paths: Paths = Paths()
     mlflow: Mlflow = Mlflow()
     tensorboard: Tensorboard = Tensorboard()
-    log_interval: int = Field(10, ge=1, description="optimizer steps between logged rows")
+    log_interval: int = Field(10, ge=1, le=10**12, description="steps between logged rows")
+
+    @model_validator(mode="after")
+    def _final_is_there_to_log(self) -> "Config":
+        if self.mlflow.log_checkpoints == "final" and not self.paths.checkpoints.save_final:
+            raise ValueError(
+                "mlflow.log_checkpoints is 'final', but paths.checkpoints.save_final is false: "
+                "there is no model to log"
+            )
+        return self
 
 
 # recipe: the experiment ---------------------------------------------------------------------------
@@ -179,13 +195,17 @@ class Model(Section):
     architecture: str | None = Field(
         None, description="of kind hf from scratch: a model_type of transformers, such as gpt2"
     )
-    hidden_size: int | None = Field(None, ge=8)
-    num_layers: int | None = Field(None, ge=1)
-    num_heads: int | None = Field(None, ge=1)
-    num_kv_heads: int | None = Field(None, ge=1, description="default: num_heads")
-    intermediate_size: int | None = Field(None, ge=8, description="default: 8/3 hidden_size")
-    vocab_size: int | None = Field(None, ge=2, description="default: the tokenizer's")
-    max_seq_length: int | None = Field(None, ge=2, description="default: data.train.max_length")
+    hidden_size: int | None = Field(None, ge=8, le=2**16)
+    num_layers: int | None = Field(None, ge=1, le=1000)
+    num_heads: int | None = Field(None, ge=1, le=1024)
+    num_kv_heads: int | None = Field(None, ge=1, le=1024, description="default: num_heads")
+    intermediate_size: int | None = Field(
+        None, ge=8, le=2**20, description="default: 8/3 hidden_size"
+    )
+    vocab_size: int | None = Field(None, ge=2, le=2**24, description="default: the tokenizer's")
+    max_seq_length: int | None = Field(
+        None, ge=2, le=2**24, description="default: data.train.max_length"
+    )
     rope_theta: float = Field(10000.0, gt=1)
     qk_norm: bool = Field(True, description="for models from scratch")
     tie_embeddings: bool = Field(True, description="for models from scratch")
@@ -257,10 +277,10 @@ class TrainData(Section):
     """What is learned."""
 
     sources: Sources = Field(min_length=1)
-    max_length: int = Field(1024, ge=2, description="S, tokens per row")
-    batch_size: int = Field(8, ge=1, description="B, rows per micro-batch")
+    max_length: int = Field(1024, ge=2, le=2**24, description="S, tokens per row")
+    batch_size: int = Field(8, ge=1, le=2**20, description="B, rows per micro-batch")
     num_workers: int = Field(0, ge=0, le=64)
-    prefetch_factor: int = Field(2, ge=1)
+    prefetch_factor: int = Field(2, ge=1, le=1000)
     pack_sequences: bool = Field(True, description="several documents per row, borders kept")
     mask_prompt: bool = Field(True, description="prompts are read but not learned")
 
@@ -269,9 +289,13 @@ class EvalData(Section):
     """What is measured during training and at its end."""
 
     sources: Sources = ()
-    batch_size: int = Field(8, ge=1)
-    max_length: int | None = Field(None, ge=2, description="default: data.train.max_length")
-    max_rows: int | None = Field(None, ge=1, description="measure only so many, evenly spread")
+    batch_size: int = Field(8, ge=1, le=2**20)
+    max_length: int | None = Field(
+        None, ge=2, le=2**24, description="default: data.train.max_length"
+    )
+    max_rows: int | None = Field(
+        None, ge=1, le=10**12, description="measure only so many, evenly spread"
+    )
 
 
 class RewardData(Section):
@@ -310,7 +334,7 @@ class Loss(Section):
 
     head_scale: Floats | None = Field(None, description="one factor per head; default 1, 0.3, ...")
     anneal: Anneal = Anneal()
-    chunk_rows: int | None = Field(None, ge=1, description="rows of logits at a time")
+    chunk_rows: int | None = Field(None, ge=1, le=2**24, description="rows of logits at a time")
 
 
 class EarlyStopping(Section):
@@ -318,22 +342,33 @@ class EarlyStopping(Section):
 
     enabled: bool = False
     monitor: str = Field("eval/loss", pattern=r"^eval/(loss|ce/head_\d+)$")
-    patience: int = Field(3, ge=1, description="evaluations without improvement")
+    patience: int = Field(3, ge=1, le=10**6, description="evaluations without improvement")
     min_delta: float = Field(0.0, ge=0)
 
 
 class Train(Section):
     """How long, and what moves."""
 
-    max_steps: int | None = Field(None, ge=1)
-    num_epochs: float | None = Field(None, gt=0)
-    gradient_accumulation: int = Field(1, ge=1, description="micro-batches per step")
+    max_steps: int | None = Field(None, ge=1, le=10**12)
+    num_epochs: float | None = Field(None, gt=0, le=1e9)
+    gradient_accumulation: int = Field(1, ge=1, le=2**20, description="micro-batches per step")
     gradient_checkpointing: bool = False
     freeze: Literal["none", "trunk"] = "none"
-    eval_interval: int | None = Field(None, ge=1, description="steps between evaluations")
+    eval_interval: int | None = Field(
+        None, ge=1, le=10**12, description="steps between evaluations"
+    )
     early_stopping: EarlyStopping = EarlyStopping()
+    on_nonfinite: Literal["stop", "skip"] = Field(
+        "stop", description="after a gradient that is not finite; skip passes over that step"
+    )
+    skip_limit: int = Field(
+        10, ge=1, le=1_000_000, description="so many skipped steps in a run end it"
+    )
     average_last: int | None = Field(
-        None, ge=2, description="at the end write average/, the mean of so many checkpoints"
+        None,
+        ge=2,
+        le=1000,
+        description="at the end write average/, the mean of so many checkpoints",
     )
 
     @model_validator(mode="after")
@@ -358,7 +393,7 @@ class Optim(Section):
     eps: float = Field(1e-8, gt=0, lt=1)
     grad_clip: float | None = Field(1.0, gt=0, description="largest gradient norm; null for none")
     scheduler: Literal["constant", "cosine", "wsd"] = "cosine"
-    warmup_steps: int = Field(0, ge=0)
+    warmup_steps: int = Field(0, ge=0, le=10**12)
     decay_fraction: float = Field(0.2, ge=0, le=1, description="last part of a wsd schedule")
     min_lr: float = Field(0.0, ge=0, description="learning rate at the end of a decay")
 
@@ -391,13 +426,20 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _parts_agree(self) -> "Recipe":
+        faults = list(self._disagreements())
+        if faults:
+            raise ValueError("\n".join(faults))
+        return self
+
+    def _disagreements(self) -> Iterator[str]:
+        """What of one section does not go with another, each in a line."""
         horizon = self.model.heads.horizon
         for key, scale in (
             ("loss.head_scale", self.head_scale),
             ("loss.anneal.to", self.loss.anneal.to),
         ):
             if scale and (len(scale) != horizon or min(scale) < 0 or max(scale) <= 0):
-                raise ValueError(
+                yield (
                     f"{key} {list(scale)} must have {horizon} factors of at least 0, "
                     "not all 0, one per head (model.heads.horizon)"
                 )
@@ -407,31 +449,24 @@ class Recipe(Section):
                 ("optim.value_lr", self.optim.value_lr),
             ):
                 if given:
-                    raise ValueError(
-                        f"{key} is for weighting.algorithm critic-wmtp alone: remove it"
-                    )
+                    yield f"{key} is for weighting.algorithm critic-wmtp alone: remove it"
         if self.train.freeze == "trunk" and horizon == 1:
-            raise ValueError(
-                "train.freeze is 'trunk' but model.heads.horizon is 1: nothing to train"
-            )
+            yield "train.freeze is 'trunk' but model.heads.horizon is 1: nothing to train"
         length = self.model.max_seq_length
         if length and length < max(self.data.train.max_length, self.data.eval.max_length or 0):
-            raise ValueError(f"data max_length exceeds model.max_seq_length {length}")
+            yield f"data max_length exceeds model.max_seq_length {length}"
         critic = find_critic(self.weighting)
         of_stage1 = 0 if critic is None else critic.stage1.max_length or 0
         if length and length < of_stage1:
-            raise ValueError(
-                f"weighting.stage1.max_length {of_stage1} exceeds model.max_seq_length {length}"
-            )
+            yield f"weighting.stage1.max_length {of_stage1} exceeds model.max_seq_length {length}"
         stopping = self.train.early_stopping
         if stopping.enabled and not (self.data.eval.sources and self.train.eval_interval):
-            raise ValueError("train.early_stopping needs data.eval.sources and train.eval_interval")
+            yield "train.early_stopping needs data.eval.sources and train.eval_interval"
         if stopping.monitor not in ("eval/loss", *(f"eval/ce/head_{k}" for k in range(horizon))):
-            raise ValueError(
+            yield (
                 f"train.early_stopping.monitor is '{stopping.monitor}', but model.heads.horizon "
                 f"{horizon} has heads 0 to {horizon - 1}"
             )
-        return self
 
 
 class Settings(Section):

@@ -1,6 +1,8 @@
 """From files to checked settings: all faults of all files told at once, each with its place."""
 
 import difflib
+import re
+import reprlib
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -8,9 +10,10 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from wmtp.config import Config, Recipe, Settings, section_of
-from wmtp.config_files import Document, Key, read_yaml_file
+from wmtp.config_files import Document, Key, dotted, read_yaml_file
 from wmtp.errors import ConfigError
-from wmtp.weighting import Weighting, find_weighting
+from wmtp.secrets import redacted, without_secrets
+from wmtp.weighting import ALGORITHMS, Weighting, find_weighting
 from wmtp.weighting.baseline import Baseline
 
 M = TypeVar("M", bound=BaseModel)
@@ -79,7 +82,7 @@ def changes_since(run_file: Path, settings: Settings) -> list[str]:
     """
     before = _flat(read_yaml_file(str(run_file)).values)
     lines = []
-    for key, now in _flat(settings.as_dict()).items():
+    for key, now in _flat(redacted(settings.as_dict())).items():  # as run.yaml keeps them
         if key not in before or before[key] == now:
             continue
         if key.startswith(FIXED_AT_START):
@@ -142,16 +145,18 @@ def _check_weighting(
         prefix: where in the recipe the document begins.
     """
     fields = document.values.get(name)
-    dotted = ".".join(str(part) for part in (*prefix, name))
+    called = dotted((*prefix, name, "algorithm"))
     if not isinstance(fields, dict) or not isinstance(fields.get("algorithm"), str):
-        if document.readable and not document.errors:
+        if document.readable and not document.faulted & {(name,), (name, "algorithm")}:
+            found = None if not isinstance(fields, dict) else fields.get("algorithm")
+            what = "missing" if found is None else f"{_shown(found)}, which is no name"
             faults.append(
-                f"{document.origin((name,))}: {dotted}.algorithm is missing. "
-                f"Use for instance {'rho1-wmtp' if prefix else 'baseline-mtp'}."
+                f"{document.origin((name, 'algorithm'))}: {called} is {what}. "
+                f"Use {', '.join(sorted(ALGORITHMS))}, or the path of a .py file of your own."
             )
         return Baseline()
     try:
-        kind = find_weighting(fields["algorithm"], folder, key=f"{dotted}.algorithm")
+        kind = find_weighting(fields["algorithm"], folder, key=called)
     except ConfigError as error:
         faults.append(f"{document.origin((name, 'algorithm'))}: {error}")
         return Baseline()
@@ -159,6 +164,7 @@ def _check_weighting(
         values={key: value for key, value in fields.items() if key != "algorithm"},
         origins={(): document.origin((name,))}
         | {key[1:]: place for key, place in document.origins.items() if key[:1] == (name,)},
+        faulted={key[1:] for key in document.faulted if key[:1] == (name,)},
     )
     prefix = (*prefix, name)
     for key, field in kind.model_fields.items():
@@ -173,15 +179,22 @@ def _check(model: type[M], document: Document, faults: list[str], prefix: Key = 
     try:
         return model.model_validate(document.values)
     except ValidationError as error:
-        for detail in error.errors(include_url=False):
-            faults.append(_fault(model, document, detail, prefix))
+        details = error.errors(include_url=False)
+        places = {detail["loc"] for detail in details}
+        for detail in details:
+            key = detail["loc"]
+            inside = any(len(other) > len(key) and other[: len(key)] == key for other in places)
+            told = any(key[:length] in document.faulted for length in range(1, len(key) + 1))
+            # a list is too short for pydantic where its only entry is wrong, which is told
+            if not told and not (inside and detail["type"] == "too_short"):
+                faults.append(_fault(model, document, detail, prefix))
         return None
 
 
 def _fault(model: type[BaseModel], document: Document, detail: ErrorDetails, prefix: Key) -> str:
     """One line: where, which key, what was found, what is allowed."""
     key: Key = detail["loc"]
-    dotted = ".".join(str(part) for part in (*prefix, *key))
+    called = dotted((*prefix, *key))
     origin = document.origin(key)
     found = detail["input"]
     kind = detail["type"]
@@ -189,31 +202,50 @@ def _fault(model: type[BaseModel], document: Document, detail: ErrorDetails, pre
     if kind == "extra_forbidden":
         former = FORMER_KEYS.get((*prefix, *key))
         if former:
-            return f"{origin}: {dotted} is now called {former}."
+            return f"{origin}: {called} is now called {former}."
         for other, name in ((Config, "config"), (Recipe, "recipe")):
-            if dotted in other.model_fields and model in (Config, Recipe):
-                return f"{origin}: {dotted} belongs in the file that --{name} names."
+            if called in other.model_fields and model in (Config, Recipe):
+                return f"{origin}: {called} belongs in the file that --{name} names."
         siblings = _keys_of(model, key[:-1])
-        return f"{origin}: {dotted}: no such key.{_nearest(str(key[-1]), siblings)}"
+        return f"{origin}: {called}: no such key.{_nearest(str(key[-1]), siblings)}"
     if kind == "missing":
-        return f"{origin}: {dotted} is missing."
+        return f"{origin}: {called} is missing."
     if kind == "literal_error":
         options = str(allowed["expected"]).replace("'", "").replace(" or ", ", ").split(", ")
-        return f"{origin}: {dotted} is {found!r}.{_nearest(str(found), options)}"
+        return f"{origin}: {called} is {_shown(found)}.{_nearest(str(found), options)}"
+    if kind == "bool_type":
+        return f"{origin}: {called} is {_shown(found)}. Allowed: true, false."
     if kind in ("model_type", "dict_type", "model_attributes_type"):
-        return f"{origin}: {dotted} is {found!r}, but a section with keys is expected."
+        return f"{origin}: {called} is {_shown(found)}, but a section with keys is expected."
     if kind == "value_error":
-        return f"{origin}: {dotted + ': ' if dotted else ''}{allowed['error']}."
+        told = str(allowed["error"]).split("\n")  # a section may have several faults
+        return "\n".join(f"{origin}: {called + ': ' if called else ''}{line}." for line in told)
     if kind in ("too_short", "too_long"):
-        bound = f"at least {allowed.get('min_length')}" if kind == "too_short" else "fewer"
-        return f"{origin}: {dotted} has {allowed['actual_length']} usable values; {bound} needed."
+        least, most = allowed.get("min_length"), allowed.get("max_length")
+        bound = f"at least {least} needed" if kind == "too_short" else f"at most {most} allowed"
+        return f"{origin}: {called} has {allowed['actual_length']} usable values; {bound}."
     if kind == "tuple_type":
-        return f"{origin}: {dotted} is {found!r}, but a list is expected, as in [{found}]."
+        example = f", as in [{found}]" if isinstance(found, str | int | float) else ""
+        return f"{origin}: {called} is {_shown(found)}, but a list is expected{example}."
     if kind == "string_pattern_mismatch":
-        return f"{origin}: {dotted} is {found!r}. {PATTERNS_IN_WORDS[(*prefix, *key)]}"
+        return f"{origin}: {called} is {_shown(found)}. {PATTERNS_IN_WORDS[(*prefix, *key)]}"
     message = detail["msg"].removeprefix("Input ").removeprefix("String ")
+    hint = ""
+    if kind in ("int_type", "float_type") and isinstance(found, str) and _NUMBER.fullmatch(found):
+        hint = " Write it without quotes."
     shown = list(found) if isinstance(found, tuple) else found
-    return f"{origin}: {dotted} is {shown!r}: it {message}."
+    return f"{origin}: {called} is {_shown(shown)}: it {message}.{hint}"
+
+
+_NUMBER = re.compile(r"[-+]?[0-9._]+(?:[eE][-+]?[0-9]+)?")
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 100
+_SHORT.maxlist = _SHORT.maxdict = 8
+
+
+def _shown(value: Any) -> str:
+    """A value as Python writes it, short, and free of secrets before any of it is cut away."""
+    return _SHORT.repr(without_secrets(value) if isinstance(value, str) else value)
 
 
 def _keys_of(model: type[BaseModel], path: Key) -> list[str]:

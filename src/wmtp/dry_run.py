@@ -7,7 +7,8 @@ from datetime import timedelta
 
 from wmtp.job import Job
 from wmtp.state import checkpoint_bytes, model_bytes
-from wmtp.train import is_due, learn, set_in_motion, share_of, trained, update
+from wmtp.step import learn, set_in_motion, share_of, trained, update
+from wmtp.train import is_due
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def make_plan(job: Job) -> Plan:
     device.synchronize()
     forward_backward = time.perf_counter() - started
     started = time.perf_counter()
-    update(moving, recipe.optim.grad_clip)
+    update(job, moving)
     device.synchronize()
     updating = time.perf_counter() - started
 
@@ -107,6 +108,6 @@ def make_plan(job: Job) -> Plan:
             is_due(step, recipe.train.eval_interval) for step in range(1, job.max_steps + 1)
         ),
         reference="computed at each step" if job.reference else "cached, or not needed",
-        micro_batches=recipe.train.gradient_accumulation,
+        micro_batches=len(job.share.sizes),
         has_stage1=job.value_data is not None,
     )

@@ -1,10 +1,18 @@
 """What can go wrong in a way the user can act on; each class carries its exit code."""
 
+from wmtp.secrets import without_secrets
+
 
 class WmtpError(Exception):
-    """A user's mistake or a refused input: shown as one or two plain lines, exit code 2."""
+    """A user's mistake or a refused input: shown as one or two plain lines, exit code 2.
+
+    Its text is free of secrets wherever it ends up: a log, a tracker, a caller's own handler.
+    """
 
     exit_code = 2
+
+    def __init__(self, message: str) -> None:
+        super().__init__(without_secrets(message))
 
 
 class ConfigError(WmtpError):
@@ -23,6 +31,10 @@ class DeviceError(WmtpError):
     """A device, dtype or distributed setting that this machine does not have."""
 
 
+class LostRankError(DeviceError):
+    """Another rank of the run has ended; what ended it is that one's, or the launcher's, to say."""
+
+
 class DivergedError(WmtpError):
     """Training met a loss or gradient that is not finite."""
 
@@ -33,3 +45,9 @@ class StorageError(WmtpError):
     """A checkpoint or result could not be written."""
 
     exit_code = 4
+
+
+class TrackerError(WmtpError):
+    """A tracker that was asked to take a run's metrics did not."""
+
+    exit_code = 1

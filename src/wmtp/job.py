@@ -17,7 +17,10 @@ from wmtp.data.batches import Batch, evaluation_batches
 from wmtp.data.loading import load_batches
 from wmtp.data.reference import Reference
 from wmtp.data.rows import Rows
+from wmtp.data.shards import Shards
+from wmtp.data.share import StepShare, share_of_step
 from wmtp.data.tokenizer import TextTokenizer
+from wmtp.distributed.ranks import ALONE, Ranks
 from wmtp.loss import Workspace
 from wmtp.model.multi_token import MultiTokenModel
 from wmtp.model.value_head import ValueHead, build_value_head
@@ -30,7 +33,7 @@ from wmtp.opening.data import (
     open_training_data,
     shard_cache,
 )
-from wmtp.opening.model import open_model
+from wmtp.opening.model import open_model, place_model
 from wmtp.opening.rewards import ValueData, describe_rewards, document_rewards, open_value_data
 from wmtp.runtime.device import Device, choose_device
 from wmtp.weighting import find_critic
@@ -53,6 +56,7 @@ class Job:
         value_data: what it learns from in stage 1, if that is still to be done.
         workspace: scratch memory of the loss.
         max_steps: optimizer steps of the whole run.
+        ranks: the processes that share the run; the model may be sliced over them.
     """
 
     settings: Settings
@@ -66,20 +70,34 @@ class Job:
     value_data: ValueData | None
     workspace: Workspace
     max_steps: int
+    ranks: Ranks = ALONE
 
     @property
     def rows_per_step(self) -> int:
-        """Rows of data in one optimizer step."""
+        """Rows of data in one optimizer step, over all ranks."""
         return rows_per_step(self.settings.recipe)
 
-    def training_batches(self, start_row: int) -> AbstractContextManager[Iterator[Batch]]:
-        """Micro-batches from a position in the data on, without end."""
+    @property
+    def shards(self) -> list[Shards]:
+        """The tokenized data of training and evaluation."""
+        rows = [self.train_rows, *([self.eval_rows] if self.eval_rows else [])]
+        return [one.shards for one in rows]
+
+    @property
+    def share(self) -> StepShare:
+        """The rows of each step that this rank reads."""
+        return share_of_recipe(self.settings.recipe, self.ranks)
+
+    def training_batches(
+        self, start_row: int, share: StepShare | None = None
+    ) -> AbstractContextManager[Iterator[Batch]]:
+        """Micro-batches of this rank, or of a share of its own, from a step's first row on."""
         train = self.settings.recipe.data.train
         return load_batches(
             self.train_rows,
             seed=self.settings.config.devices.seed,
             start_row=start_row,
-            batch_size=train.batch_size,
+            share=share or self.share,
             horizon=self.model.horizon,
             num_workers=train.num_workers,
             prefetch_factor=train.prefetch_factor,
@@ -87,7 +105,7 @@ class Job:
         )
 
     def evaluation_batches(self) -> Iterator[Batch]:
-        """The evaluation data, in order."""
+        """The part of the evaluation data that this rank measures."""
         assert self.eval_rows is not None
         data = self.settings.recipe.data.eval
         return evaluation_batches(
@@ -95,6 +113,8 @@ class Job:
             batch_size=data.batch_size,
             horizon=self.model.horizon,
             max_rows=data.max_rows,
+            rank=self.ranks.index,
+            ranks=self.ranks.count,
         )
 
     def reference_ce(self, batch: Batch) -> Tensor | None:
@@ -109,6 +129,7 @@ class Job:
             **self.settings.as_dict(),
             "versions": {"wmtp": __version__, "torch": torch.__version__},
             "device": self.device.name,
+            "ranks": self.ranks.count,
             "parameters": self.model.num_parameters,
             "max_steps": self.max_steps,
             "training_rows": len(self.train_rows),
@@ -122,9 +143,24 @@ def rows_per_step(recipe: Recipe) -> int:
     return recipe.data.train.batch_size * recipe.train.gradient_accumulation
 
 
+def share_of_recipe(recipe: Recipe, ranks: Ranks) -> StepShare:
+    """The rows of each step that one rank reads.
+
+    Raises:
+        ConfigError: the ranks cannot share them equally.
+    """
+    batch_size, accumulation = recipe.data.train.batch_size, recipe.train.gradient_accumulation
+    return share_of_step(batch_size, accumulation, ranks.index, ranks.count)
+
+
 @contextmanager
 def assembled(
-    settings: Settings, report: Report, checkpoint: Path | None = None, *, keep_shards: bool = True
+    settings: Settings,
+    report: Report,
+    checkpoint: Path | None = None,
+    *,
+    ranks: Ranks = ALONE,
+    keep_shards: bool = True,
 ) -> Iterator[Job]:
     """Build a run's parts, cheap and likely faults first, the model's weights last.
 
@@ -132,6 +168,7 @@ def assembled(
         settings: what was asked for.
         report: takes a line about what is being done.
         checkpoint: where the model's weights come from instead of the recipe's start.
+        ranks: who shares the run; all of them call this.
         keep_shards: tokenized data stays under the base path for the next run.
 
     Raises:
@@ -140,36 +177,44 @@ def assembled(
     config, recipe = settings.config, settings.recipe
     device = choose_device(config.devices.compute_backend, config.devices.mixed_precision)
     check_start(settings)
+    share_of_recipe(recipe, ranks)  # refuses what cannot be shared, before anything is read
     tokenizer = open_tokenizer(settings)
     workspace = device.loss_workspace(recipe.loss.chunk_rows)
     with tempfile.TemporaryDirectory() as temporary:
         kept = keep_shards or is_prepared(settings, tokenizer)
         cache = shard_cache(settings) if kept else Path(temporary)
-        train_rows, reference = open_training_data(
-            settings, tokenizer, cache, device, workspace, report
-        )
-        eval_rows = open_evaluation_data(settings, tokenizer, cache, report)
+        with ranks.first_before_others():  # what the first tokenizes, the others find
+            train_rows, reference = open_training_data(
+                settings, tokenizer, cache, device, workspace, report
+            )
+            eval_rows = open_evaluation_data(settings, tokenizer, cache, report)
         value_data = None
         critic = find_critic(recipe.weighting)
         if critic is not None:
-            rewards = document_rewards(
-                settings, critic, train_rows.shards, tokenizer, device, report
-            )
+            with ranks.first_before_others():
+                rewards = document_rewards(
+                    settings, critic, train_rows.shards, tokenizer, device, report
+                )
             report(describe_rewards(rewards))
             train_rows = replace(train_rows, rewards=rewards)
             if critic.value_head is None and checkpoint is None:
-                value_data = open_value_data(settings, critic, tokenizer, cache, device, report)
+                with ranks.first_before_others():
+                    value_data = open_value_data(settings, critic, tokenizer, cache, device, report)
         steps = recipe.train.max_steps or math.ceil(
             (recipe.train.num_epochs or 1) * len(train_rows) / rows_per_step(recipe)
         )
         device.seed(config.devices.seed)
-        model = open_model(settings, tokenizer, checkpoint).to(device.torch_device)
+        model = open_model(settings, tokenizer, checkpoint)
         model.set_gradient_checkpointing(recipe.train.gradient_checkpointing)
         if recipe.train.freeze == "trunk":
             model.freeze_trunk()
         if config.devices.use_torch_compile:
             model.compile_trunk()
-        report(f"model: {model.num_parameters:,} parameters on {device.name}")
+        place_model(model, settings, device, ranks)
+        if config.devices.fsdp.enabled and ranks.count == 1:
+            report("one process: there is nothing to slice; torchrun starts several")
+        device.seed(config.devices.seed + ranks.index)  # dropout differs from rank to rank
+        report(f"model: {model.num_parameters:,} parameters on {device.name}{shared(ranks)}")
         value_head = None
         if critic is not None:
             width, output = model.trunk_shape.hidden_size, critic.value_output
@@ -187,4 +232,10 @@ def assembled(
             value_data=value_data,
             workspace=workspace,
             max_steps=steps,
+            ranks=ranks,
         )
+
+
+def shared(ranks: Ranks) -> str:
+    """How many ranks there are, for a person."""
+    return f", {ranks.count} ranks" if ranks.count > 1 else ""

@@ -7,6 +7,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from wmtp.distributed.sharding import whole_tensor
+
 Scheduler = Literal["constant", "cosine", "wsd"]
 OptimizerName = Literal["adamw", "muon"]
 Optimizers = Sequence[torch.optim.Optimizer]
@@ -293,7 +295,7 @@ def clip_gradients(parameters: list[nn.Parameter], largest_norm: float | None) -
         The norm before clipping, a scalar on the device; not finite if any gradient is not.
     """
     gradients = [p.grad for p in parameters if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients)
+    norm = whole_tensor(torch.nn.utils.get_total_norm(gradients))
     if largest_norm is not None:
         torch.nn.utils.clip_grads_with_norm_(parameters, largest_norm, norm)
     return norm
@@ -324,18 +326,8 @@ def load_optimizer_tensors(
     """
     if not tensors:  # saved before the first update
         return
-    owners = {
-        parameter: optimizer
-        for optimizer in optimizers
-        for group in optimizer.param_groups
-        for parameter in group["params"]
-    }
-    places = {
-        f"{name}.{key}": (parameter, key)
-        for name, parameter in named_parameters
-        if parameter in owners
-        for key in STATE_NAMES[type(owners[parameter])]
-    }
+    owners = _owners(optimizers)
+    places = _places(owners, named_parameters)
     misplaced = places.keys() ^ tensors.keys()
     if misplaced:
         raise KeyError(min(misplaced))
@@ -344,3 +336,36 @@ def load_optimizer_tensors(
         # the step count stays where the optimizer wants it: beside the parameter only if fused
         beside = key != "step" or bool(optimizer.defaults.get("fused"))
         optimizer.state[parameter][key] = value.to(parameter.device) if beside else value
+
+
+def optimizer_places(
+    optimizers: Optimizers, named_parameters: Iterable[tuple[str, nn.Parameter]]
+) -> dict[str, Tensor]:
+    """Tensors of zeros like those that ``optimizer_tensors`` gives, to read a checkpoint into."""
+    places = _places(_owners(optimizers), named_parameters)
+    return {
+        full_name: torch.zeros(()) if key == "step" else torch.zeros_like(parameter.detach())
+        for full_name, (parameter, key) in places.items()
+    }
+
+
+def _owners(optimizers: Optimizers) -> dict[nn.Parameter, torch.optim.Optimizer]:
+    return {
+        parameter: optimizer
+        for optimizer in optimizers
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
+
+
+def _places(
+    owners: dict[nn.Parameter, torch.optim.Optimizer],
+    named_parameters: Iterable[tuple[str, nn.Parameter]],
+) -> dict[str, tuple[nn.Parameter, str]]:
+    """Whose state each name of a checkpoint is."""
+    return {
+        f"{name}.{key}": (parameter, key)
+        for name, parameter in named_parameters
+        if parameter in owners
+        for key in STATE_NAMES[type(owners[parameter])]
+    }

@@ -15,18 +15,22 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [
     {"__main__"},
     {"cli"},
+    {"launch"},
     {"evaluate", "dry_run", "score"},
     {"train"},
-    {"stage1"},
-    {"state", "job", "average", "config_check"},
+    {"stage1", "step"},
+    {"state", "job", "average", "sync", "config_check"},
     {"opening"},
     {"config"},
     {"config_files"},
     {"evaluation"},
     {"data"},
-    {"model", "weighting", "runtime"},
+    {"model", "weighting", "checkpoints", "tracking"},
+    {"runtime"},
     {"loss", "optim", "safetensors_writer"},
-    {"errors", "__init__"},
+    {"distributed"},
+    {"errors", "untrusted"},
+    {"secrets", "__init__"},
 ]
 LEVEL = {part: depth for depth, layer in enumerate(LAYERS) for part in layer}
 

@@ -231,7 +231,8 @@ def test_the_library_reads_a_real_data_set(tmp_path: Path, monkeypatch: pytest.M
     asked = []
     load_dataset = datasets.load_dataset
 
-    def load_local(repository: str, config: str | None) -> Any:
+    def load_local(repository: str, config: str | None, *, trust_remote_code: bool) -> Any:
+        assert not trust_remote_code
         asked.append((repository, config))
         return load_dataset(str(folder), cache_dir=str(tmp_path / "hf"))
 
@@ -261,7 +262,7 @@ def test_what_the_library_says_becomes_one_line(
 ) -> None:
     datasets = pytest.importorskip("datasets")
 
-    def fail(repository: str, config: str | None) -> Any:
+    def fail(repository: str, config: str | None, *, trust_remote_code: bool) -> Any:
         raise error
 
     monkeypatch.setattr(datasets, "load_dataset", fail)
@@ -273,7 +274,7 @@ def test_what_the_library_says_becomes_one_line(
 def test_a_gated_data_set_names_the_token(monkeypatch: pytest.MonkeyPatch) -> None:
     datasets = pytest.importorskip("datasets")
 
-    def fail(repository: str, config: str | None) -> Any:
+    def fail(repository: str, config: str | None, *, trust_remote_code: bool) -> Any:
         raise datasets.exceptions.DatasetNotFoundError("Dataset 'org/name' is a gated dataset.")
 
     monkeypatch.setattr(datasets, "load_dataset", fail)

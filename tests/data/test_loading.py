@@ -14,9 +14,12 @@ import torch
 from wmtp.data.batches import Batch
 from wmtp.data.loading import load_batches
 from wmtp.data.rows import Rows
+from wmtp.data.share import share_of_step
 
 # a machine of one core is told that two workers are many
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
+
+SHARE = share_of_step(batch_size=3, accumulation=1)
 
 
 @pytest.fixture
@@ -27,7 +30,7 @@ def rows(make_shards: Any) -> Rows:
 
 def load(rows: Rows, start_row: int, count: int, num_workers: int = 0) -> list[Batch]:
     with load_batches(
-        rows, seed=7, start_row=start_row, batch_size=3, horizon=2, num_workers=num_workers
+        rows, seed=7, start_row=start_row, share=SHARE, horizon=2, num_workers=num_workers
     ) as batches:
         return list(islice(batches, count))
 
@@ -82,7 +85,7 @@ def test_workers_outlive_signals_but_not_the_block(rows: Rows) -> None:
 
     def fail() -> None:
         with load_batches(
-            rows, seed=7, start_row=0, batch_size=3, horizon=2, num_workers=1
+            rows, seed=7, start_row=0, share=SHARE, horizon=2, num_workers=1
         ) as batches:
             kept.append(batches)  # a reference that outlives the block
             first = next(batches)

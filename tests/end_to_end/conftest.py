@@ -61,9 +61,9 @@ class World:
         config, recipe = self.write_files()
         return self.run("train", "--config", config, "--recipe", recipe, "--run-name", name, *more)
 
-    def write_files(self) -> tuple[str, str]:
+    def write_files(self, ending: str = "") -> tuple[str, str]:
         """Write config and recipe as they stand; their paths."""
-        paths = self.folder / "config.yaml", self.folder / "recipe.yaml"
+        paths = self.folder / f"config{ending}.yaml", self.folder / f"recipe{ending}.yaml"
         for path, values in zip(paths, (self.config, self.recipe), strict=True):
             path.write_text(yaml.safe_dump(values))
         return str(paths[0]), str(paths[1])

@@ -108,9 +108,9 @@ def test_stage_2_resumes_to_the_last_bit(world: World, step: int, monkeypatch: A
 
 
 def stop_in_stage2(world: World, name: str, step: int, monkeypatch: Any) -> None:
-    from wmtp import train
+    from wmtp import step as step_module
 
-    real, seen = train.learn, [0]
+    real, seen = step_module.learn, [0]
 
     def interrupted(*arguments: Any) -> Any:
         seen[0] += 1
@@ -119,7 +119,7 @@ def stop_in_stage2(world: World, name: str, step: int, monkeypatch: Any) -> None
         return real(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train, "learn", interrupted)
+        patch.setattr(step_module, "learn", interrupted)
         assert world.train(name) == 143
 
 
@@ -146,7 +146,7 @@ def test_a_value_head_of_another_trunk_is_used_with_a_warning(
 
 def test_a_value_head_that_cannot_be_loaded_is_an_error(world: World) -> None:
     labelled(world, value_head=str(world.folder / "nowhere"))
-    with pytest.raises(CheckpointError, match="is no value head"):
+    with pytest.raises(ConfigError, match="is no value head"):
         world.train("run")
     assert not (world.runs / "run" / "metrics.jsonl").exists()
 
@@ -211,7 +211,7 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize(
     ("function", "calls"),
-    [("stage1.loop.batch_loss", 2), ("train.learn", 3)],
+    [("stage1.loop.batch_loss", 2), ("step.learn", 3)],
     ids=["stage 1", "stage 2"],
 )
 def test_killed_before_a_first_checkpoint_it_begins_that_stage_anew(
@@ -313,7 +313,7 @@ def test_documents_without_a_group_compete_with_none(world: World) -> None:
 
 def test_a_dry_run_looks_for_the_value_head_too(world: World) -> None:
     labelled(world, value_head=str(world.folder / "nowhere"))
-    with pytest.raises(CheckpointError, match="is no value head"):
+    with pytest.raises(ConfigError, match="is no value head"):
         world.train("run", "--dry-run")
 
 

@@ -10,7 +10,7 @@ from tests.loss.test_work_and_memory import WaitDetector
 from wmtp.config_check import load_settings
 from wmtp.job import assembled
 from wmtp.loss import Workspace
-from wmtp.train import learn, set_in_motion, share_of, update
+from wmtp.step import learn, set_in_motion, share_of, update
 
 from .conftest import World
 from .test_every_combination import TRUNKS, WEIGHTINGS, labelled_rows
@@ -40,4 +40,4 @@ def test_a_step_reads_nothing_back(
             share = share_of(job, moving, [batch])  # counted before the batch goes to the device
             with WaitDetector() if batch is second else nullcontext():
                 learn(job, moving, batch, share)
-                update(moving, 1.0)
+                update(job, moving)

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import pytest
 
 from tests.object_store import BUCKET, Server, s3_server
+from wmtp.checkpoints.checkpoint import find_damage
+from wmtp.checkpoints.object_store import ObjectStore, complete_checkpoints
 from wmtp.errors import CheckpointError, ConfigError, StorageError
-from wmtp.runtime.checkpoint import find_damage
-from wmtp.runtime.object_store import ObjectStore, complete_checkpoints
 
 from .conftest import World
 from .test_train import assert_same_run, stopped_at
@@ -88,7 +88,7 @@ def test_an_older_checkpoint_here_is_told_of_the_newer_one_there(
 def test_a_store_that_fails_until_the_end_is_4_and_a_resume_makes_up_for_it(
     stored: World, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("wmtp.runtime.uploads._DELAYS_AT_THE_END_SECONDS", (0.0,))
+    monkeypatch.setattr("wmtp.checkpoints.uploads._DELAYS_AT_THE_END_SECONDS", (0.0,))
     server.refuses_after = 1  # the probe
     with pytest.raises(StorageError, match="runs/run is safe, and --resume sends it again"):
         stored.train("run")

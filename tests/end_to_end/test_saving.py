@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 
+from wmtp.checkpoints.checkpoint import list_checkpoints, newest_good
 from wmtp.config_check import load_settings
+from wmtp.distributed.ranks import ALONE, Ranks
 from wmtp.errors import ConfigError, StorageError
 from wmtp.job import assembled
-from wmtp.runtime.checkpoint import list_checkpoints, newest_good
 from wmtp.state import Snapshot, checkpoint_bytes, model_bytes
-from wmtp.train import set_in_motion
+from wmtp.step import set_in_motion
 
 from .conftest import World
 from .test_every_combination import WEIGHTINGS, labelled_rows
@@ -29,7 +30,7 @@ def break_saves(monkeypatch: pytest.MonkeyPatch, *steps: int) -> None:
     """Let the disk be full when these steps are saved."""
     real = Snapshot.write
 
-    def write(snapshot: Snapshot, folder: Path) -> None:
+    def write(snapshot: Snapshot, folder: Path, ranks: Ranks = ALONE) -> None:
         real(snapshot, folder)
         if snapshot.values["progress"]["step"] in steps:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -47,7 +48,7 @@ def test_saving_behind_training_equals_waiting_to_the_last_bit(
     world.train("waiting")
     real, slow = Snapshot.write, []
 
-    def write_slowly(snapshot: Snapshot, folder: Path) -> None:
+    def write_slowly(snapshot: Snapshot, folder: Path, ranks: Ranks = ALONE) -> None:
         time.sleep(0.3)  # training is two steps on when the first byte is written
         slow.append(len(figures(world.runs / "behind")))
         real(snapshot, folder)
@@ -118,7 +119,7 @@ def test_final_that_cannot_be_written_is_written_by_a_resume(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr("wmtp.train.save_model_directory", full)
+        patch.setattr("wmtp.train.fill_final", full)
         with pytest.raises(StorageError, match="final could not .*No space.* that of step 8"):
             world.train("run")
     assert not list((world.runs / "run").glob(".tmp*"))
@@ -171,7 +172,7 @@ def test_a_run_that_cannot_fit_is_refused_before_its_first_step(
     class Usage:
         free = 2_500_000
 
-    monkeypatch.setattr("wmtp.runtime.checkpoint.shutil.disk_usage", lambda _: Usage)
+    monkeypatch.setattr("wmtp.checkpoints.checkpoint.shutil.disk_usage", lambda _: Usage)
     with pytest.raises(ConfigError, match=r"keep_last is 2: 3 checkpoints of .* free"):
         world.train("run")
     assert world.train("run", "--set", "paths.checkpoints.keep_last=1", "--set",
@@ -187,7 +188,7 @@ def test_a_second_signal_does_not_wait_for_a_save_behind_training(world: World) 
     world.write_files()
     hanging = (
         "import time; from pathlib import Path; from wmtp.state import Snapshot\n"
-        "def write(snapshot, folder):\n"
+        "def write(snapshot, folder, ranks):\n"
         "    Path('hangs').touch(); time.sleep(60)\n"
         "Snapshot.write = write\n"
         "from wmtp.cli import main; main()"

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
+from wmtp.checkpoints.checkpoint import list_checkpoints
 from wmtp.data.shards import open_shards
 from wmtp.errors import (
     CheckpointError,
@@ -205,9 +207,9 @@ def test_divergence_never_reaches_the_parameters(world: World, optimizer: str) -
     world.recipe["optim"] |= {"lr": 10.0, "grad_clip": None, "warmup_steps": 0, "name": optimizer}
     world.recipe["optim"]["scheduler"] = "constant"
     world.recipe["train"]["max_steps"] = 4
-    from wmtp import train
+    from wmtp import step
 
-    real = train.learn
+    real = step.learn
 
     def poisoned(job: Any, batch: Any, *more: Any) -> Any:
         output = real(job, batch, *more)
@@ -216,12 +218,12 @@ def test_divergence_never_reaches_the_parameters(world: World, optimizer: str) -
         return output
 
     before: list[Any] = []
-    train.learn = poisoned
+    step.learn = poisoned
     try:
         with pytest.raises(DivergedError, match="gradient of step 1 was not finite"):
             world.train("run")
     finally:
-        train.learn = real
+        step.learn = real
     assert len(before) == 8
     for name, parameter in before[0].items():
         assert all((parameters[name] == parameter).all() for parameters in before), name
@@ -469,3 +471,34 @@ def test_a_reference_that_cannot_pack_is_refused_for_packed_rows(world: World) -
     world.config["paths"]["models"] = {"ref": str(world.runs / "reference" / "final")}
     with pytest.raises(ConfigError, match=r"final' cannot keep several documents .*false\.$"):
         world.train("run")
+
+
+def test_a_run_that_ended_before_its_first_checkpoint_begins_anew(
+    world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As a job that a scheduler starts again with --resume each time."""
+    from wmtp import train
+
+    real = train.rate_at
+
+    def killed(job: Any, at: int) -> float:
+        if at == 2:
+            raise RuntimeError("as if killed")
+        return real(job, at)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "rate_at", killed)
+        with pytest.raises(RuntimeError, match="as if killed"):
+            world.train("run")
+    with pytest.raises(ConfigError, match="already exists"):
+        world.train("run")
+    assert world.train("run", "--resume") == 0
+    assert "no checkpoint was made yet: the run begins anew" in capsys.readouterr().err
+    world.train("whole")
+    assert_same_run(world.runs / "whole", world.runs / "run")
+
+    for made in (world.runs / "run" / "final", *list_checkpoints(world.runs / "run/checkpoints")):
+        shutil.rmtree(made)
+    saving_often = ("--set", "paths.checkpoints.save_interval=3")  # there must have been some
+    with pytest.raises(CheckpointError, match="Start anew with another --run-name"):
+        world.train("run", "--resume", *saving_often)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from tests.model.toys import stream, toy_model
 from wmtp.loss import Workspace, fused_mtp_loss, weighted_mtp_loss
 from wmtp.model.multi_token import MultiTokenModel
-from wmtp.train import gradient_of
+from wmtp.step import gradient_of
 
 B, S, H = 4, 10, 3
 SCALE = (1.0, 0.3, 0.5)

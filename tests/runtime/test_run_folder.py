@@ -69,7 +69,18 @@ def test_settings_are_readable_and_hold_no_password(tmp_path: Path) -> None:
     ]
 
 
-def test_a_start_that_failed_is_not_suggested_in_its_own_place(tmp_path: Path) -> None:
-    create_run_folder(tmp_path, "run").write_settings({})
+def test_a_run_that_was_begun_may_be_started_or_resumed(tmp_path: Path) -> None:
+    """Killed before its first row it holds nothing to protect, and begins anew either way."""
+    run = create_run_folder(tmp_path, "run")
     with pytest.raises(ConfigError, match="holds no run. Leave"):
         open_run_folder(tmp_path, "run")
+    run.write_settings({})
+    assert open_run_folder(tmp_path, "run") == create_run_folder(tmp_path, "run") == run
+
+
+def test_what_a_kill_left_is_looked_for_wherever_a_run_writes(tmp_path: Path) -> None:
+    """One folder of leftovers for each place in which something is renamed when it is complete."""
+    run = create_run_folder(tmp_path, "first")
+    run.stage1.checkpoints.mkdir(parents=True)
+    written = (run.settings_file, run.final, run.checkpoints / "x", run.tracking / "x")
+    assert {path.parent for path in (*written, run.stage1.final)} == set(run.places)

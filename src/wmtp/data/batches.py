@@ -1,7 +1,7 @@
 """One micro-batch: what the heads read and aim at. The shift by ``h + 1`` happens here only."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -105,13 +105,32 @@ def batch_at(rows: Rows, seed: int, start_row: int, batch_size: int, horizon: in
 
 
 def evaluation_batches(
-    rows: Rows, *, batch_size: int, horizon: int, max_rows: int | None = None
+    rows: Rows,
+    *,
+    batch_size: int,
+    horizon: int,
+    max_rows: int | None = None,
+    rank: int = 0,
+    ranks: int = 1,
 ) -> Iterator[Batch]:
-    """Every row once and in order, or ``max_rows`` evenly spread; the last batch may be short."""
+    """Every row once and in order, or ``max_rows`` evenly spread; the last batch may be short.
+
+    Several ranks take turns at the rows. Each gets as many batches as the others, because they
+    run a shared model together; where rows run out, a batch has no valid target.
+    """
     count = min(len(rows), max_rows or len(rows))
     chosen = np.arange(count) * len(rows) // count
-    for start in range(0, count, batch_size):
-        yield gather_rows(rows, chosen[start : start + batch_size], horizon)
+    own = chosen[rank::ranks]
+    for start in range(0, -(-count // ranks), batch_size):
+        if start < len(own):
+            yield gather_rows(rows, own[start : start + batch_size], horizon)
+        else:
+            yield _without_targets(gather_rows(rows, chosen[:1], horizon))
+
+
+def _without_targets(batch: Batch) -> Batch:
+    nothing_BSH = torch.zeros_like(batch.valid_BSH)
+    return replace(batch, valid_BSH=nothing_BSH, valid_counts_H=(0,) * nothing_BSH.shape[2])
 
 
 def gather_rows(rows: Rows, rows_B: NDArray[np.int64], horizon: int) -> Batch:

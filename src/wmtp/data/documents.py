@@ -2,10 +2,16 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import final
+
+from wmtp.secrets import without_secrets
+from wmtp.untrusted import printable
+
+LONGEST_DETAIL = 300
+"""Characters of a bad line's detail that are kept: it may quote megabytes of the line."""
 
 Span = tuple[int, int, float]
 """First character, the one after the last, and the weight of what lies between."""
@@ -70,12 +76,13 @@ class BadLine:
     detail: str = ""
 
     def __str__(self) -> str:
-        return f"{self.place}: {self.reason}" + (f" ({self.detail})" if self.detail else "")
+        told = f"{self.place}: {self.reason}" + (f" ({self.detail})" if self.detail else "")
+        return printable(told)
 
     def as_json(self) -> str:
         """One line of ``bad_lines.jsonl``."""
         row = {"place": self.place, "reason": self.reason, "detail": self.detail}
-        return json.dumps(row, ensure_ascii=True)
+        return without_secrets(json.dumps(row, ensure_ascii=True))
 
 
 @final
@@ -104,7 +111,7 @@ class BadLines:
         try:
             yield
         except UnusableError as error:
-            self.lines.append(BadLine(place, error.reason, error.detail))
+            self.lines.append(BadLine(place, error.reason, error.detail[:LONGEST_DETAIL]))
 
     def per_reason(self) -> dict[str, int]:
         """How many were left out for each reason, the most frequent first."""
@@ -125,15 +132,28 @@ class BadLines:
             >>> bad.report()
             ['1 left out: not JSON 1', '  a:3: not JSON', '2 passed over: duplicate program 2']
         """
-        lines = []
-        if self.lines:
-            lines.append(f"{len(self.lines)} left out: {_per_reason(self.per_reason())}")
-            lines += [f"  {line}" for line in self.summary()]
-        if self.passed_over:
-            counts = dict(self.passed_over.most_common())
-            lines.append(f"{sum(counts.values())} passed over: {_per_reason(counts)}")
-        return lines
+        return counts_in_words(self.per_reason(), self.summary(), self.passed_over)
 
 
-def _per_reason(counts: dict[str, int]) -> str:
-    return ", ".join(f"{reason} {count}" for reason, count in counts.items())
+def counts_in_words(
+    left_out: Mapping[str, int], first: Sequence[str], passed_over: Mapping[str, int]
+) -> list[str]:
+    """What a person is told of what is not used: numbers for each reason, the first few bad lines.
+
+    Args:
+        left_out: how many could not be read, for each reason.
+        first: lines about some of them.
+        passed_over: how many could be read but are not used, for each reason.
+    """
+    lines = []
+    if left_out:
+        lines.append(f"{sum(left_out.values())} left out: {_per_reason(left_out)}")
+        lines += [f"  {line}" for line in first]
+    if passed_over:
+        lines.append(f"{sum(passed_over.values())} passed over: {_per_reason(passed_over)}")
+    return lines
+
+
+def _per_reason(counts: Mapping[str, int]) -> str:
+    most_first = sorted(counts.items(), key=lambda item: -item[1])
+    return ", ".join(f"{reason} {count}" for reason, count in most_first)

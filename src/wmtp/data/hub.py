@@ -121,7 +121,7 @@ def load_splits(name: str) -> Mapping[str, Rows]:
         ) from error
     repository, _, config = name.partition(":")
     try:
-        return dict(datasets.load_dataset(repository, config or None))
+        return dict(datasets.load_dataset(repository, config or None, trust_remote_code=False))
     except datasets.exceptions.DatasetNotFoundError as error:
         raise DataError(
             f"{missing}, and the Hugging Face hub does not give it: {_first_line(error)} If it is "

@@ -6,6 +6,7 @@ import numpy as np
 
 from wmtp.data.shards import Shards, open_shards
 from wmtp.data.tokenizer import TextTokenizer
+from wmtp.untrusted import printable
 
 
 def describe_shards(path: Path, documents: int, characters: int) -> list[str]:
@@ -74,6 +75,9 @@ def _show_documents(shards: Shards, count: int, characters: int) -> list[str]:
         ids = shards.tokens[start : min(end, start + characters + 8)].tolist()
         text = tokenizer.decode(ids, skip_special=False)
         cut = "..." if len(text) > characters or len(ids) < end - start else ""
-        lines += [f"document {name}: {end - start} tokens", repr(text[:characters]) + cut]
+        lines += [
+            f"document {printable(name)}: {end - start} tokens",
+            repr(text[:characters]) + cut,
+        ]
         start = end
     return lines

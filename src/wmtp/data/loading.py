@@ -13,6 +13,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from wmtp.data.batches import Batch, batch_at
 from wmtp.data.rows import Rows
+from wmtp.data.share import StepShare
+from wmtp.runtime.stopping import end_with_parent
 
 
 @contextmanager
@@ -21,7 +23,7 @@ def load_batches(
     *,
     seed: int,
     start_row: int,
-    batch_size: int,
+    share: StepShare,
     horizon: int,
     num_workers: int = 0,
     prefetch_factor: int = 2,
@@ -35,22 +37,22 @@ def load_batches(
     Args:
         rows: the data.
         seed: of the order of rows.
-        start_row: position to begin at, in rows since the start of training.
-        batch_size: B, rows per micro-batch.
+        start_row: position of the first step to read, in rows since the start of training.
+        share: which rows of each step are read here, in which micro-batches.
         horizon: H, prediction heads.
         num_workers: processes that make batches; 0 makes them here, when they are asked for.
         prefetch_factor: batches that each worker makes ahead.
         pin_memory: put batches into page-locked memory.
     """
     loader = DataLoader(
-        _MicroBatches(rows, seed, start_row, batch_size, horizon),
+        _MicroBatches(rows, seed, start_row, share, horizon),
         batch_size=None,
         sampler=_Count(),
         collate_fn=_unchanged,
         num_workers=num_workers,
         prefetch_factor=prefetch_factor if num_workers else None,
         pin_memory=pin_memory,
-        worker_init_fn=_leave_signals_to_the_main_process if num_workers else None,
+        worker_init_fn=_belong_to_the_main_process if num_workers else None,
         # a fork of a process that has threads (torch, trackers) may hang
         multiprocessing_context=multiprocessing.get_context("spawn") if num_workers else None,
         generator=torch.Generator(),  # else it draws from the global one
@@ -72,12 +74,13 @@ class _MicroBatches(Dataset[Batch]):
     rows: Rows
     seed: int
     start_row: int
-    batch_size: int
+    share: StepShare
     horizon: int
 
     def __getitem__(self, index: int) -> Batch:
-        start = self.start_row + index * self.batch_size
-        return batch_at(self.rows, self.seed, start, self.batch_size, self.horizon)
+        step, part = divmod(index, len(self.share.sizes))
+        start = self.start_row + step * self.share.rows_per_step + self.share.starts[part]
+        return batch_at(self.rows, self.seed, start, self.share.sizes[part], self.horizon)
 
 
 @final
@@ -92,7 +95,8 @@ def _unchanged(batch: Any) -> Any:
     return batch
 
 
-def _leave_signals_to_the_main_process(_worker: int) -> None:
-    """A terminal sends Ctrl-C to workers as well, but the run decides when it stops."""
+def _belong_to_the_main_process(_worker: int) -> None:
+    """A terminal sends Ctrl-C to workers as well, but the run decides when they stop."""
+    end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from wmtp.data.shards import VERSION, Shards, SourceCount, is_shards, open_shard
 from wmtp.data.sources import Source, list_files, read_documents
 from wmtp.data.tokenizer import TextTokenizer
 from wmtp.errors import DataError, StorageError
+from wmtp.untrusted import open_ordinary
 
 Report = Callable[[str], None]
 
@@ -122,7 +124,10 @@ def prepare_cached(
         if report and is_to_be_fetched(source.path):
             report(f"fetching {source.path} from the Hugging Face hub")
     folder = cache_root / cache_key(sources, tokenizer)
-    if not is_shards(folder):
+    if is_shards(folder):
+        if report and (left_out := open_shards(folder).left_out()):
+            report("\n".join([f"{_names(sources)}, tokenized before:", *left_out]))
+    else:
         if report:
             report(f"tokenizing {_names(sources)}")
         try:
@@ -162,7 +167,7 @@ def _describe_source(source: Source) -> list[object]:
 
 def _hash_file(path: Path) -> str:
     try:
-        with path.open("rb") as file:
+        with os.fdopen(open_ordinary(path), "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise DataError(f"data file '{path}' cannot be read: {error.strerror}.") from error
@@ -209,8 +214,8 @@ def _prepare_source(
             on_progress(writer.documents, writer.tokens)
     if 2 * (offered - (writer.documents - documents)) > offered:
         raise DataError(
-            f"data source '{source.path}': most of it cannot be used with this tokenizer; the "
-            f"last is {bad.lines[-1]}."
+            f"data source '{source.path}': most of it cannot be used with this tokenizer:\n"
+            + "\n".join(BadLines(bad.lines[bad_before:]).report())
         )
     reasons = Counter(line.reason for line in bad.lines[bad_before:])
     count = SourceCount(

@@ -69,10 +69,12 @@ def load_reward_model(directory: Path, device: Device) -> RewardModel:
     from transformers import AutoModelForSequenceClassification
 
     from wmtp.model.hf_trunk import longest_row_of
+    from wmtp.model.hf_trunk_directory import read_transformers_config
     from wmtp.model.transformers_calls import read_network
 
     problem = f"paths.models.rm is '{directory}', which transformers cannot load as a classifier"
-    network, _ = read_network(AutoModelForSequenceClassification, directory, problem)
+    config = read_transformers_config(directory)
+    network, _ = read_network(AutoModelForSequenceClassification, directory, problem, config)
     if network.config.num_labels > 2:
         raise CheckpointError(
             f"paths.models.rm is '{directory}', which tells {network.config.num_labels} labels "

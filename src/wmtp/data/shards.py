@@ -19,6 +19,8 @@ Columns are aligned with the tokens, or with the documents if they are float32 o
 import hashlib
 import json
 import os
+import shutil
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
@@ -29,8 +31,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from wmtp.data.documents import BadLine, counts_in_words
 from wmtp.errors import DataError
 from wmtp.runtime.durable import storage_errors, sync_file, sync_folder
+from wmtp.untrusted import LARGEST_JSON, open_ordinary, read_bounded
 
 MANIFEST_FILE = "manifest.json"
 TOKENS_FILE = "tokens.bin"
@@ -40,6 +44,7 @@ BAD_LINES_FILE = "bad_lines.jsonl"
 
 VERSION: Final = 1
 _CHUNK = 1 << 20
+LONGEST_NAME_BYTES = 1 << 16
 
 Dtype = Literal["uint16", "uint32"]
 BaseColumn = Literal["wanted", "loss_weights"]
@@ -132,6 +137,23 @@ def open_shards(path: Path, tokenizer_fingerprint: str | None = None) -> "Shards
     )
 
 
+def gather_bad_lines(shards: Iterable["Shards"], target: Path) -> None:
+    """Write the bad lines of some shards, one after the other, to a file; none if there is none.
+
+    Raises:
+        StorageError: it could not be written.
+    """
+    found = [path for one in shards if (path := one.path / BAD_LINES_FILE).is_file()]
+    with storage_errors(f"{target} could not be written"):
+        if not found:
+            target.unlink(missing_ok=True)
+            return
+        with target.open("wb") as whole:
+            for path in dict.fromkeys(found):
+                with path.open("rb") as part:
+                    shutil.copyfileobj(part, whole)
+
+
 def is_shards(path: Path) -> bool:
     """Whether a folder says that it is one of shards."""
     return (path / MANIFEST_FILE).is_file()
@@ -201,10 +223,37 @@ class Shards:
             DataError: the names cannot be read.
         """
         try:
-            with (self.path / NAMES_FILE).open(encoding="utf-8") as file:
-                return tuple(str(json.loads(line)) for line in islice(file, first, last + 1))
-        except (OSError, ValueError) as error:
+            with os.fdopen(open_ordinary(self.path / NAMES_FILE), "rb") as file:
+                lines = iter(lambda: file.readline(LONGEST_NAME_BYTES), b"")
+                return tuple(str(json.loads(line)) for line in islice(lines, first, last + 1))
+        except (OSError, ValueError, RecursionError) as error:
             raise _damaged(self.path, f"{NAMES_FILE} cannot be read: {error}") from error
+
+    def left_out(self, first: int = 5) -> list[str]:
+        """What a person is told of what could not be read or was not used when this was made.
+
+        Raises:
+            DataError: the list of bad lines cannot be read.
+        """
+        left_out, passed_over = Counter[str](), Counter[str]()
+        for source in self.manifest.sources:
+            left_out.update(source.bad_lines)
+            passed_over.update(source.passed_over)
+        rest = left_out.total() - first
+        more = [f"and {rest} more, all in {self.path / BAD_LINES_FILE}"] if rest > 0 else []
+        return counts_in_words(left_out, [*self._bad_lines(first), *more], passed_over)
+
+    def _bad_lines(self, count: int) -> list[str]:
+        """The first of the bad lines, as they were told when they were met."""
+        path = self.path / BAD_LINES_FILE
+        if not path.exists():
+            return []
+        try:
+            with os.fdopen(open_ordinary(path), "rb") as file:
+                lines = [file.readline(LONGEST_NAME_BYTES) for _ in range(count)]
+            return [str(BadLine(**json.loads(line))) for line in lines if line]
+        except (OSError, ValueError, TypeError, RecursionError) as error:
+            raise _damaged(self.path, f"{BAD_LINES_FILE} cannot be read: {error}") from error
 
     def verify(self) -> None:
         """Read all tokens and compare them with the manifest's hash.
@@ -304,7 +353,7 @@ def _read_manifest(path: Path) -> Manifest:
             "Make one with: wmtp data prepare."
         )
     try:
-        content = file.read_bytes()
+        content = read_bounded(file, LARGEST_JSON)
         manifest = Manifest.model_validate_json(content)
     except OSError as error:
         raise DataError(f"'{file}' cannot be read: {error.strerror}.") from error

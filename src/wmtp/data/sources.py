@@ -303,7 +303,8 @@ class _Reader:
         if bad and 2 * len(bad) > self.read:
             raise DataError(
                 f"data source '{self.source.path}': {len(bad)} of {self.read} {what} cannot be "
-                f"used as {self.found.format}; the first is {bad[0]}."
+                f"used as {self.found.format}; the first is {bad[0]}.\n"
+                + "\n".join(BadLines(bad).report())
             )
         if not self.used:
             share = (

@@ -11,9 +11,20 @@ from typing import IO, cast
 
 from wmtp.data.documents import UnusableError
 from wmtp.errors import DataError
+from wmtp.untrusted import check_ordinary
 
 _COMPRESSED = frozenset({".gz", ".xz"})
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+_OTHER_FORMATS = {
+    b"\x1f\x8b": "compressed with gzip (name it .gz)",
+    b"\xfd7zXZ\x00": "compressed with xz (name it .xz)",
+    b"\x28\xb5\x2f\xfd": "compressed with zstd",
+    b"BZh": "compressed with bzip2",
+    b"PK\x03\x04": "a zip archive",
+    b"PAR1": "a Parquet file",
+    b"ARROW1": "an Arrow file",
+}
 
 LONGEST_LINE_BYTES = 64 * 1024**2
 LONGEST_TEXT_BYTES = 4 * 1024**3
@@ -33,6 +44,8 @@ def read_lines(path: Path) -> Iterator[tuple[int, bytes | None]]:
     """
     with open_binary(path) as file:
         number = 0
+        if uncompressed_suffix(path) == path.suffix.lower():
+            _refuse_other_formats(path)
         while line := file.readline(LONGEST_LINE_BYTES + 1):
             number += 1
             if len(line) > LONGEST_LINE_BYTES:
@@ -44,6 +57,15 @@ def read_lines(path: Path) -> Iterator[tuple[int, bytes | None]]:
                 line = line.removeprefix(_BYTE_ORDER_MARK)
             if line.strip():
                 yield number, line
+
+
+def _refuse_other_formats(path: Path) -> None:
+    """Name a compressed or columnar file that is called otherwise, instead of all its lines."""
+    with path.open("rb") as file:
+        start = file.read(6)
+    for magic, what in _OTHER_FORMATS.items():
+        if start.startswith(magic):
+            raise DataError(f"data file '{path}' is {what}, not lines of text.")
 
 
 def first_lines(path: Path, count: int) -> list[bytes]:
@@ -76,6 +98,7 @@ def open_binary(path: Path) -> Iterator[IO[bytes]]:
         DataError: the file cannot be opened or decompressed, there or inside the block.
     """
     try:
+        check_ordinary(path)
         with _open(path) as file:
             yield file
     except (gzip.BadGzipFile, zlib.error, lzma.LZMAError, EOFError) as error:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from wmtp.errors import DataError
+from wmtp.untrusted import LARGEST_JSON, read_bounded, read_json
 
 TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
@@ -25,6 +27,7 @@ _EOS_NAMES = ("<|endoftext|>", "</s>", "<eos>", "<|end_of_text|>", "<|eos|>", "[
 
 # The library needs about 100 bytes per token while it works; longer texts go through in pieces.
 LONGEST_PIECE_CHARS = 1 << 19
+LARGEST_VOCABULARY = 1 << 24
 # Before a single space between two visible characters every usual pre-tokenizer begins a word.
 _CLEAN_CUT = re.compile(r"(?<=\S)(?= \S)")
 
@@ -92,18 +95,30 @@ class TextTokenizer:
                 if path.is_dir()
                 else f"tokenizer '{path}': no such file or folder."
             )
-        model = _parse_tokenizer(file)
+        content = _read(file)
+        model = _parse_tokenizer(file, content)
         eos_id = _find_eos(model, folder)
-        files = {
-            name: (folder / name).read_bytes() for name in _OWN_FILES if (folder / name).is_file()
-        }
+        files = {name: _read(folder / name) for name in _OWN_FILES if (folder / name).is_file()}
         if CONFIG_FILE not in files:
-            front = _tokens_in_front(model)
+            with _told_plainly(file):
+                front = _tokens_in_front(model)
             files[CONFIG_FILE] = config_content(
                 eos_token=str(model.id_to_token(eos_id)),
                 bos_token=str(model.id_to_token(front[0])) if front else None,
             )
-        return cls(model, eos_id, {TOKENIZER_FILE: file.read_bytes(), **files})
+        with _told_plainly(file):
+            tokenizer = cls(model, eos_id, {TOKENIZER_FILE: content, **files})
+        if tokenizer.vocab_size > LARGEST_VOCABULARY:
+            raise DataError(
+                f"tokenizer '{file}' has the id {tokenizer.vocab_size - 1}; ids are below "
+                f"{LARGEST_VOCABULARY}."
+            )
+        if not tokenizer.encode("a"):
+            raise DataError(
+                f"tokenizer '{file}' cannot be used: it leaves out the letter a, and who knows "
+                "what else, without a word."
+            )
+        return tokenizer
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text, without what goes in front of it or ends it.
@@ -255,17 +270,38 @@ def _int64(numbers: list[int]) -> NDArray[np.int64]:
     return np.array(numbers, dtype=np.int64)
 
 
-def _parse_tokenizer(file: Path) -> Tokenizer:
+def _read(file: Path) -> bytes:
     try:
-        content = file.read_text("utf-8")
-        json.loads(content)  # the library's own message for this is long and vague
-        return Tokenizer.from_str(content)
+        return read_bounded(file, LARGEST_JSON)
     except OSError as error:
-        raise DataError(f"tokenizer '{file}' cannot be read: {error.strerror}.") from error
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise DataError(f"tokenizer '{file}' cannot be read: {error.strerror or error}.") from error
+
+
+def _parse_tokenizer(file: Path, content: bytes) -> Tokenizer:
+    try:
+        text = content.decode("utf-8")
+        json.loads(text)  # the library's own message for this is long and vague
+    except (ValueError, RecursionError) as error:
         raise DataError(f"tokenizer '{file}' is not JSON: {error}.") from error
-    except Exception as error:  # the library raises nothing more precise
-        raise DataError(f"tokenizer '{file}' cannot be used: {error}.") from error
+    with _told_plainly(file):
+        return Tokenizer.from_str(text)
+
+
+@contextmanager
+def _told_plainly(file: Path) -> Iterator[None]:
+    """Turn whatever the library makes of a strange file into one line.
+
+    Raises:
+        DataError: the file cannot be used.
+    """
+    try:
+        yield
+    except BaseException as error:
+        # the library raises nothing more precise than Exception; a panic of its Rust is not one
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        said = " ".join(str(error).split())[:200]
+        raise DataError(f"tokenizer '{file}' cannot be used: {said}.") from error
 
 
 def _tokens_in_front(model: Tokenizer) -> tuple[int, ...]:
@@ -282,14 +318,22 @@ def _find_eos(model: Tokenizer, folder: Path) -> int:
     token = _read_json(folder / CONFIG_FILE).get("eos_token")
     if isinstance(token, dict):
         token = token.get("content")
-    token_id = model.token_to_id(token) if isinstance(token, str) else None
+    if token is not None and not isinstance(token, str):
+        raise DataError(
+            f"'{folder / CONFIG_FILE}': eos_token is {str(token)[:40]}, which is no text."
+        )
+    token_id = None if token is None else model.token_to_id(token)
     if token_id is not None:
         return token_id
     for name in ("generation_config.json", "config.json"):
         token_id = _read_json(folder / name).get("eos_token_id")
         if isinstance(token_id, list) and token_id:
             token_id = token_id[0]
-        if isinstance(token_id, int) and model.id_to_token(token_id) is not None:
+        if (
+            isinstance(token_id, int)
+            and 0 <= token_id < LARGEST_VOCABULARY
+            and model.id_to_token(token_id) is not None
+        ):
             return token_id
     special = {t.content: i for i, t in model.get_added_tokens_decoder().items() if t.special}
     for name in _EOS_NAMES:
@@ -305,8 +349,8 @@ def _read_json(file: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        value = json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        value = read_json(file)
+    except (OSError, ValueError) as error:
         raise DataError(f"'{file}' cannot be read as JSON: {error}.") from error
     if not isinstance(value, dict):
         raise DataError(f"'{file}' is not a JSON object.")

@@ -6,6 +6,8 @@ from collections.abc import Iterable
 import torch
 
 from wmtp.data.batches import Batch
+from wmtp.distributed.ranks import ALONE, Ranks
+from wmtp.distributed.sharding import let_go
 from wmtp.evaluation.totals import HeadTotals
 from wmtp.loss import Workspace, measure_ce
 from wmtp.model.multi_token import MultiTokenModel
@@ -19,8 +21,11 @@ def measure_heads(
     device: Device,
     head_scale: tuple[float, ...],
     workspace: Workspace,
+    ranks: Ranks = ALONE,
 ) -> dict[str, float]:
     """Held-out figures of every head; the model is left in the mode it came in.
+
+    Several ranks measure their own batches, as many each, and all get the figures of all.
 
     Returns:
         ``loss`` (all weights 1), ``perplexity`` of head 0, ``ce/head_k`` in nats and
@@ -38,6 +43,8 @@ def measure_heads(
         )
         totals.add(ce_BSH, correct_BSH, here.valid_BSH)
     model.train(was_training)
+    let_go(model)
+    ranks.sum_in_place(totals.tensors().values())
     loss = totals.mean_loss(head_scale)
     if loss is None:
         return {}

@@ -23,6 +23,10 @@ class HeadTotals:
         self.correct_H += (correct_BSH & measured_BSH).sum((0, 1))
         self.count_H += measured_BSH.sum((0, 1))
 
+    def tensors(self) -> dict[str, Tensor]:
+        """The sums by name, as they stand."""
+        return dict(vars(self))
+
     def figures(self) -> dict[str, float]:
         """``ce/head_k`` in nats and ``accuracy/head_k``; a head without targets is absent."""
         ce, correct, count = (total.tolist() for total in (self.ce_H, self.correct_H, self.count_H))
@@ -54,6 +58,10 @@ class WeightTotals:
         self.squares += weights_BSH.square().sum()
         self.w_log_w += torch.special.xlogy(weights_BSH, weights_BSH).sum()
         self.kept += (weights_BSH > 0).sum()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The sums by name, as they stand."""
+        return dict(vars(self))
 
     def figures(self) -> dict[str, float]:
         """Mean, per-head mean, standard deviation, entropy of w / sum(w) in nats, share kept."""

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
+from wmtp.distributed.sharding import own_part
 from wmtp.errors import CheckpointError, StorageError
 from wmtp.model.heads import HeadsShape
 from wmtp.model.hf_config import read_config
@@ -37,6 +37,7 @@ from wmtp.model.stored_tensors import (
     WEIGHTS_NAME,
     check_names,
     copy_tensors,
+    open_tensors,
     tensor_files,
 )
 from wmtp.safetensors_writer import write_safetensors
@@ -107,6 +108,11 @@ def _load_llama(
 ) -> MultiTokenModel:
     shape = stored.trunk
     files = tensor_files(directory)
+    if shape.num_layers + stored_heads.horizon - 1 > len(files):  # before they are built
+        raise CheckpointError(
+            f"'{directory}' has {len(files)} tensors, too few for {shape.num_layers} layers and "
+            f"{stored_heads.horizon} heads: its weights do not fit its {CONFIG_NAME}."
+        )
     model = empty_model(shape, heads)
     has_heads = stored_heads.horizon > 1
     wanted = {
@@ -308,9 +314,11 @@ def _without_twins(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     seen: set[int] = set()
     kept = {}
     for name, tensor in tensors.items():
-        if tensor.data_ptr() not in seen:
+        address = own_part(tensor).data_ptr()
+        if address not in seen:
             kept[name] = tensor
-            seen.add(tensor.data_ptr())
+        if address:  # a rank may have nothing of a small tensor
+            seen.add(address)
     return kept
 
 
@@ -348,7 +356,7 @@ def _ignored_names(
 
 def _check_tied(path: Path, model: MultiTokenModel) -> None:
     """Refuse a second, different matrix: transformers would leave such a pair untied."""
-    with safe_open(path, framework="pt") as file:
+    with open_tensors(path) as file:
         stored_VD = file.get_tensor("lm_head.weight")
     if not torch.equal(stored_VD.float(), model.unembedding_VD):
         raise CheckpointError(

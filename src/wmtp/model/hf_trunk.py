@@ -94,6 +94,12 @@ class HfTrunk(Trunk):
         return cast(PreTrainedModel, self.network.base_model)
 
     @property
+    def blocks(self) -> list[nn.Module]:
+        """The layers, by the class names that the architecture gives as not to be parted."""
+        names = self.network._no_split_modules or ()
+        return [module for module in self.body.modules() if type(module).__name__ in names]
+
+    @property
     def unembedding_VD(self) -> nn.Parameter:
         """The matrix that turns the output into logits."""
         return cast(nn.Parameter, self.network.get_output_embeddings().weight)
@@ -309,6 +315,9 @@ def hf_shape(config: PretrainedConfig, where: str) -> LlamaShape:
             f"{where}: model_type '{config.model_type}' has no single {' and '.join(lacking)}; "
             "only dense decoders can be trunks."
         )
+    for key, value in given.items():
+        if value < 1:
+            raise CheckpointError(f"{where}: {key} is {value}; it must be at least 1.")
     experts = [key for key in EXPERT_KEYS if (vars(config).get(key) or 0) > 1]
     if experts or config.is_encoder_decoder:
         raise CheckpointError(
@@ -413,7 +422,9 @@ def build_hf_trunk(config: PretrainedConfig, seed: int) -> HfTrunk:
     def build() -> HfTrunk:
         with quiet_transformers(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            network = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+            network = AutoModelForCausalLM.from_config(
+                config, dtype=torch.float32, trust_remote_code=False
+            )
         return HfTrunk(network, shape)
 
     with told_plainly(f"{where}: transformers cannot build a causal language model of these sizes"):

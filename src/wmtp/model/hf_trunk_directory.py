@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
 from transformers.configuration_utils import PretrainedConfig
 
 from wmtp.errors import CheckpointError
@@ -22,7 +22,12 @@ from wmtp.model.stored_config import (
     special_tokens_json,
 )
 from wmtp.model.stored_tensors import CONFIG_NAME
-from wmtp.model.transformers_calls import quiet_transformers, read_network
+from wmtp.model.transformers_calls import (
+    check_foreign_directory,
+    first_line,
+    quiet_transformers,
+    read_network,
+)
 
 
 def read_hf_trunk_config(directory: Path, heads: HeadsShape) -> StoredConfig:
@@ -52,15 +57,19 @@ def read_transformers_config(directory: Path) -> PretrainedConfig:
     path = directory / CONFIG_NAME
     found = read_json(directory, path)
     refuse_quantized(path, found.get("quantization_config"))
+    check_foreign_directory(directory)
     try:
         with quiet_transformers():
             config = AutoConfig.from_pretrained(
                 directory, trust_remote_code=False, local_files_only=True
             )
-    except (ValueError, KeyError, OSError) as error:
+    except Exception as error:  # a config's own class may fail in any way
+        family = str(found.get("model_type"))
+        if family in CONFIG_MAPPING:
+            raise CheckpointError(f"{path} cannot be used: {first_line(error)}.") from error
         raise CheckpointError(
-            f"{path}: transformers knows no model_type '{found.get('model_type')}' without "
-            "running code from the directory, which is never done."
+            f"{path}: transformers knows no model_type '{family}' without running code from the "
+            "directory, which is never done."
         ) from error
     return cast(PretrainedConfig, config)
 

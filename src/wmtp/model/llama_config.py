@@ -13,9 +13,16 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
 from wmtp.errors import CheckpointError
 from wmtp.model.heads import HeadsShape
-from wmtp.model.llama_shape import LlamaShape
+from wmtp.model.llama_shape import (
+    LARGEST_LENGTH,
+    LARGEST_VOCABULARY,
+    LARGEST_WIDTH,
+    MOST_LAYERS,
+    LlamaShape,
+)
 from wmtp.model.rotary import Llama3Scaling
 from wmtp.model.stored_config import (
+    MOST_HEADS,
     MtpConfig,
     SpecialTokens,
     StoredConfig,
@@ -61,15 +68,15 @@ class _Rope(BaseModel):
 class _ConfigJson(BaseModel):
     """The keys that decide what a Llama-family trunk computes; all others are left alone."""
 
-    vocab_size: int = Field(ge=1)
-    hidden_size: int = Field(ge=1)
-    intermediate_size: int = Field(ge=1)
-    num_hidden_layers: int = Field(ge=1)
-    num_attention_heads: int = Field(ge=1)
-    num_key_value_heads: int | None = Field(None, ge=1)
-    head_dim: int | None = Field(None, ge=1)
-    max_position_embeddings: int = Field(ge=1)
-    rms_norm_eps: float = 1e-6
+    vocab_size: int = Field(ge=1, le=LARGEST_VOCABULARY)
+    hidden_size: int = Field(ge=1, le=LARGEST_WIDTH)
+    intermediate_size: int = Field(ge=1, le=LARGEST_WIDTH)
+    num_hidden_layers: int = Field(ge=1, le=MOST_LAYERS)
+    num_attention_heads: int = Field(ge=1, le=LARGEST_WIDTH)
+    num_key_value_heads: int | None = Field(None, ge=1, le=LARGEST_WIDTH)
+    head_dim: int | None = Field(None, ge=1, le=LARGEST_WIDTH)
+    max_position_embeddings: int = Field(ge=1, le=LARGEST_LENGTH)
+    rms_norm_eps: float = Field(1e-6, ge=0, allow_inf_nan=False)
     tie_word_embeddings: bool = False
     rope_theta: float | None = None
     rope_parameters: _Rope | None = None
@@ -87,7 +94,7 @@ class _ConfigJson(BaseModel):
     pad_token_id: int | None = None
     num_mtp_layers: int | None = None
     num_nextn_predict_layers: int | None = None
-    prediction_heads: int | None = Field(None, ge=1)
+    prediction_heads: int | None = Field(None, ge=1, le=MOST_HEADS)
     mtp_config: MtpConfig | None = None
 
 

@@ -4,6 +4,12 @@ from dataclasses import dataclass
 
 from wmtp.model.rotary import Llama3Scaling
 
+LARGEST_WIDTH = 1 << 20
+LARGEST_VOCABULARY = 1 << 24
+LARGEST_LENGTH = 1 << 31
+MOST_LAYERS = 1000
+"""Far beyond any model there is, and small enough to be looked at before it is refused."""
+
 
 @dataclass(frozen=True)
 class LlamaShape:

@@ -9,18 +9,17 @@ Source:
     The code beside the checkpoints of Gloeckle et al. 2024 (arXiv:2404.19737).
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
 from pydantic import BaseModel, Field, ValidationError
-from safetensors import safe_open
 from torch import Tensor
 
 from wmtp.errors import CheckpointError
 from wmtp.model.heads.base import HeadsShape
-from wmtp.model.llama_shape import LlamaShape
-from wmtp.model.stored_tensors import tensor_files
+from wmtp.model.llama_shape import LARGEST_LENGTH, LARGEST_WIDTH, LlamaShape
+from wmtp.model.stored_tensors import open_tensors, tensor_files
+from wmtp.untrusted import read_json
 
 PARAMS_NAME = "params.json"
 DEFAULT_LENGTH = 4096
@@ -46,12 +45,12 @@ OUTER_NAMES = {
 class _Params(BaseModel):
     """The keys of ``params.json`` that the tensors' shapes do not tell."""
 
-    dim: int = Field(ge=8)
-    n_heads: int = Field(ge=1)
-    n_kv_heads: int | None = Field(None, ge=1)
+    dim: int = Field(ge=8, le=LARGEST_WIDTH)
+    n_heads: int = Field(ge=1, le=LARGEST_WIDTH)
+    n_kv_heads: int | None = Field(None, ge=1, le=LARGEST_WIDTH)
     norm_eps: float = Field(1e-5, gt=0)
     rope_theta: float = Field(10000.0, gt=1)
-    max_seq_len: int = Field(DEFAULT_LENGTH, ge=2)
+    max_seq_len: int = Field(DEFAULT_LENGTH, ge=2, le=LARGEST_LENGTH)
 
 
 def is_meta_directory(directory: Path) -> bool:
@@ -67,9 +66,10 @@ def read_meta_shapes(directory: Path) -> tuple[LlamaShape, HeadsShape]:
     """
     path = directory / PARAMS_NAME
     try:
-        params = _Params.model_validate(json.loads(path.read_text(encoding="utf-8")))
+        params = _Params.model_validate(read_json(path))
     except (OSError, ValueError, ValidationError) as error:
-        raise CheckpointError(f"{path} is not a file of Meta's parameters: {error}.") from error
+        said = str(error).replace("\n", " ")
+        raise CheckpointError(f"{path} is not a file of Meta's parameters: {said}.") from error
     files = tensor_files(directory)
     layers, extra = _count(files, "layers."), _count(files, "extra_heads.")
     if not layers or "tok_embeddings.weight" not in files:
@@ -138,5 +138,5 @@ def _count(files: Mapping[str, Path], prefix: str) -> int:
 def _rows_of(files: Mapping[str, Path], name: str) -> int:
     if name not in files:
         raise ValueError(f"there is no tensor {name}")
-    with safe_open(files[name], framework="pt") as file:
+    with open_tensors(files[name]) as file:
         return int(file.get_slice(name).get_shape()[0])

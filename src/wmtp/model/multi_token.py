@@ -1,8 +1,10 @@
 """The model that is trained: a trunk, and heads that look further ahead."""
 
+import psutil
 import torch
 from torch import Tensor, nn
 
+from wmtp.errors import DeviceError
 from wmtp.model.heads import HeadsShape, build_heads
 from wmtp.model.kv_cache import Cache
 from wmtp.model.llama import LlamaTrunk
@@ -47,6 +49,12 @@ class MultiTokenModel(nn.Module):
         return (shared_VD,) if self.heads is None else self.heads.unembeddings(shared_VD)
 
     @property
+    def blocks(self) -> list[nn.Module]:
+        """Every transformer block, of the trunk and of the heads."""
+        of_heads = [] if self.heads is None else self.heads.blocks
+        return [*self.trunk.blocks, *of_heads]
+
+    @property
     def num_parameters(self) -> int:
         """How many numbers the optimizer could move, a tied matrix counted once."""
         return sum(parameter.numel() for parameter in self.parameters())
@@ -78,7 +86,8 @@ class MultiTokenModel(nn.Module):
             ValueError: a row is longer than ``max_seq_length``, or the targets are missing.
         """
         if self.heads is None:
-            return (self.next_token_hidden(tokens_BS, documents_BS),)
+            # not next_token_hidden: of a model in slices that is another way in, which gathers
+            return (self._head_0_hidden(tokens_BS, documents_BS, None),)
         if targets_BSH is None or targets_BSH.shape[2] != self.horizon:
             found = None if targets_BSH is None else tuple(targets_BSH.shape)
             raise ValueError(f"targets must be [B, S, {self.horizon}] for the heads, not {found}")
@@ -105,6 +114,11 @@ class MultiTokenModel(nn.Module):
         Raises:
             ValueError: the positions exceed ``max_seq_length``, or documents come with a cache.
         """
+        return self._head_0_hidden(tokens_BS, documents_BS, cache)
+
+    def _head_0_hidden(
+        self, tokens_BS: Tensor, documents_BS: Tensor | None, cache: Cache | None
+    ) -> Tensor:
         cached = 0 if cache is None else cache.length
         places = self.trunk.positions(tokens_BS.shape[1], documents_BS, cached)
         return self._run_trunk(self.trunk.embed(tokens_BS), places, cache).post_norm
@@ -192,9 +206,20 @@ class MultiTokenModel(nn.Module):
 
 
 def empty_model(trunk_shape: LlamaShape, heads_shape: HeadsShape) -> MultiTokenModel:
-    """Build a float32 llama model on the CPU with memory for its numbers, and no numbers yet."""
+    """Build a float32 llama model on the CPU with memory for its numbers, and no numbers yet.
+
+    Raises:
+        DeviceError: the machine has not that much memory.
+    """
     with torch.device("meta"):
         model = MultiTokenModel(LlamaTrunk(trunk_shape), heads_shape)
+    needed = sum(p.numel() * p.element_size() for p in model.parameters())
+    present = psutil.virtual_memory().total
+    if needed > present:  # the system may grant it, and end the process when it is used
+        raise DeviceError(
+            f"a model of {model.num_parameters:,} parameters takes {needed / 1e9:,.1f} GB of "
+            f"memory, but this machine has {present / 1e9:,.1f} GB. Choose a smaller one."
+        )
     return model.to_empty(device="cpu")
 
 

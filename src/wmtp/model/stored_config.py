@@ -1,6 +1,5 @@
 """What model directories of every kind have in common: JSON, special tokens, our own section."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -11,6 +10,9 @@ from wmtp.errors import CheckpointError
 from wmtp.model.heads import HeadsShape, Hidden, Kind
 from wmtp.model.llama_shape import LlamaShape
 from wmtp.model.stored_tensors import CONFIG_NAME
+from wmtp.untrusted import read_json as read_any_json
+
+MOST_HEADS = 64
 
 TrunkKind = Literal["llama", "hf"]
 """Our own decoder, or the code of ``transformers``."""
@@ -48,7 +50,7 @@ class MtpConfig(BaseModel):
     """The section that only wmtp writes."""
 
     kind: Kind
-    horizon: int = Field(ge=1)
+    horizon: int = Field(ge=1, le=MOST_HEADS)
     hidden: Hidden = "post_norm"
     context: Literal["chained"] = "chained"
     head_scale: tuple[float, ...] = ()
@@ -98,12 +100,14 @@ def read_json(directory: Path, path: Path) -> dict[str, object]:
     if not directory.is_dir():
         raise CheckpointError(f"There is no model directory '{directory}'. Check the path.")
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_any_json(path)
     except FileNotFoundError as error:
         raise CheckpointError(
             f"'{directory}' has no {CONFIG_NAME}, so it is not a Hugging Face model directory."
         ) from error
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}.") from error
+    except ValueError as error:
         raise CheckpointError(f"{path} cannot be read as JSON: {error}.") from error
     if not isinstance(found, dict):
         raise CheckpointError(f"{path} must hold a JSON object, not {type(found).__name__}.")

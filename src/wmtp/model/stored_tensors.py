@@ -3,7 +3,7 @@
 Only safetensors are opened: no pickle, ever.
 """
 
-import json
+import math
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from wmtp.errors import CheckpointError
+from wmtp.untrusted import check_tensor_file, read_json
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
@@ -44,13 +45,13 @@ def tensor_files(directory: Path) -> dict[str, Path]:
 
 def _indexed_files(directory: Path, index: Path) -> dict[str, Path]:
     try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        weight_map = read_json(index)["weight_map"]
         files = {str(name): directory / str(shard) for name, shard in weight_map.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{index} is not an index of safetensors shards.") from error
     for path in sorted(set(files.values())):
         if path.parent != directory or path.suffix != ".safetensors" or not path.is_file():
-            raise CheckpointError(f"{index} names the shard {path.name}, which is not beside it.")
+            raise CheckpointError(f"{index} names the shard {path}, which is not beside it.")
         absent = {name for name, shard in files.items() if shard == path} - set(_names_in(path))
         if absent:
             raise CheckpointError(f"{path} lacks {_some(absent)}, which its index promises.")
@@ -58,11 +59,32 @@ def _indexed_files(directory: Path, index: Path) -> dict[str, Path]:
 
 
 def _names_in(path: Path) -> list[str]:
+    with open_tensors(path) as file:
+        return list(file.keys())
+
+
+def open_tensors(path: Path) -> Any:
+    """Open a file of safetensors, to be used in a ``with``; its header is checked, nothing read.
+
+    Raises:
+        CheckpointError: it is none, or not whole.
+    """
     try:
-        with safe_open(path, framework="pt") as file:
-            return list(file.keys())
-    except (OSError, SafetensorError) as error:
+        check_tensor_file(path)
+        return safe_open(path, framework="pt")
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}.") from error
+    except (ValueError, SafetensorError) as error:
         raise CheckpointError(f"{path} is not a whole safetensors file: {error}.") from error
+
+
+def count_stored(files: Mapping[str, Path]) -> int:
+    """How many numbers the tensors of a directory have, as their headers say."""
+    count = 0
+    for path in sorted(set(files.values())):
+        with open_tensors(path) as file:
+            count += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+    return count
 
 
 def check_names(directory: Path, wanted: Iterable[str], found: Iterable[str]) -> None:
@@ -77,6 +99,11 @@ def check_names(directory: Path, wanted: Iterable[str], found: Iterable[str]) ->
             raise CheckpointError(
                 f"'{directory}' {what} {_some(names)}: its weights do not fit its {CONFIG_NAME}."
             )
+
+
+def shown_shapes(shapes: Mapping[str, list[int]]) -> str:
+    """Names and shapes for a message, a few of them."""
+    return _some(f"{name} {shape}" for name, shape in shapes.items()) or "nothing"
 
 
 def _some(names: Iterable[str]) -> str:
@@ -97,8 +124,7 @@ def copy_tensors(files: Mapping[str, Path], wanted: Mapping[str, Tensor]) -> Non
     """
     with ExitStack() as stack:
         opened = {
-            path: stack.enter_context(safe_open(path, framework="pt"))
-            for path in sorted(set(files.values()))
+            path: stack.enter_context(open_tensors(path)) for path in sorted(set(files.values()))
         }
         for name, tensor in wanted.items():
             _check_tensor(files[name], name, opened[files[name]].get_slice(name), tensor)

@@ -5,6 +5,7 @@ decoder, ``hf_trunk.py`` runs any dense causal model of ``transformers`` through
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,6 +73,11 @@ class Trunk(nn.Module, ABC):
     @abstractmethod
     def unembedding_VD(self) -> nn.Parameter:
         """The matrix that turns a normed hidden state into logits."""
+
+    @property
+    @abstractmethod
+    def blocks(self) -> Sequence[nn.Module]:
+        """The layers, from the first to the last; empty where they are not known apart."""
 
     @property
     @abstractmethod

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any, Literal, final
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from wmtp import __version__
 from wmtp.errors import CheckpointError
+from wmtp.model.stored_tensors import open_tensors, shown_shapes
+from wmtp.untrusted import read_json
 
 WEIGHTS_NAME = "value_head.safetensors"
 FACTS_NAME = "value_head.json"
@@ -107,17 +108,16 @@ def load_value_head(folder: Path, hidden_size: int, output: Output) -> ValueHead
                 "under a new --run-name."
             )
     path = folder / WEIGHTS_NAME
-    try:
-        tensors = load_file(path)
-    except FileNotFoundError as error:
-        raise CheckpointError(f"'{folder}' is no value head: it has no {WEIGHTS_NAME}.") from error
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path} is not a whole safetensors file: {error}.") from error
-    shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
-    if shapes != {name: list(tensor.shape) for name, tensor in head.state_dict().items()}:
-        raise CheckpointError(
-            f"{path} holds {shapes}, which is no value head of width {hidden_size}."
-        )
+    if not path.is_file():
+        raise CheckpointError(f"'{folder}' is no value head: it has no {WEIGHTS_NAME}.")
+    with open_tensors(path) as file:
+        found = {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        if found != {name: list(tensor.shape) for name, tensor in head.state_dict().items()}:
+            raise CheckpointError(
+                f"{path} holds {shown_shapes(found)}, which is no value head of width "
+                f"{hidden_size}."
+            )
+        tensors = {name: file.get_tensor(name) for name in found}
     broken = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
     if broken:
         raise CheckpointError(f"{path}: {broken[0]} has numbers that are not finite.")
@@ -133,7 +133,7 @@ def read_value_head_facts(folder: Path) -> dict[str, Any]:
     """
     path = folder / FACTS_NAME
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
+        facts = read_json(path)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise CheckpointError(f"'{folder}' is no value head: it has no {FACTS_NAME}.") from error
     except (OSError, ValueError) as error:

@@ -1,9 +1,11 @@
 """What can be known of a start before anything is loaded."""
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
-from wmtp.config import Recipe, Settings
-from wmtp.errors import ConfigError
+from wmtp.config import Model, Recipe, Settings
+from wmtp.errors import ConfigError, WmtpError
 from wmtp.model.hf_config import is_model_directory, read_config
 from wmtp.model.multi_token import MultiTokenModel
 from wmtp.model.stored_config import TrunkKind
@@ -19,65 +21,84 @@ def check_start(settings: Settings) -> None:
     """Check what the settings name without loading any of it.
 
     Raises:
-        CheckpointError: the value head that is named is not there.
-        ConfigError: a model directory is missing, or sizes are missing or out of place.
+        ConfigError: everything that is wrong, a line each: a model directory or a value head is
+            missing, sizes are missing or out of place, keys do not go together.
     """
-    models, model = settings.config.paths.models, settings.recipe.model
-    critic = find_critic(settings.recipe.weighting)
+    faults = list(_faults(settings))
+    if faults:
+        raise ConfigError("\n".join(faults))
+
+
+def _faults(settings: Settings) -> Iterator[str]:
+    config, recipe = settings.config, settings.recipe
+    models, critic = config.paths.models, find_critic(recipe.weighting)
     if critic is not None and critic.reward == "model" and models.rm is None:
-        raise ConfigError(
-            "weighting.reward is 'model': set paths.models.rm to the reward model's directory."
-        )
+        yield "weighting.reward is 'model': set paths.models.rm to the reward model's directory."
     if critic is not None and critic.value_head is not None:
-        read_value_head_facts(Path(critic.value_head))
-    if "reference_ce" in settings.recipe.weighting.needs and models.ref is None:
-        raise ConfigError(
+        yield from _refusals(read_value_head_facts, Path(critic.value_head))
+    if "reference_ce" in recipe.weighting.needs and models.ref is None:
+        yield (
             f"weighting.algorithm {settings.algorithm} needs a reference model: set "
             "paths.models.ref to its directory (or export WMTP_REF with configs/local.yaml)."
         )
     for key, path in (("base", models.base), ("ref", models.ref), ("rm", models.rm)):
-        if path is not None and not is_model_directory(model_directory(path)):
-            raise ConfigError(
-                f"paths.models.{key} is '{path}': no model directory (it has no config.json)."
-            )
-    if models.base is not None:
-        check_length(model_directory(models.base), longest_row(settings.recipe), model.kind)
-    average_last, keep_last = (
-        settings.recipe.train.average_last,
-        settings.config.paths.checkpoints.keep_last,
-    )
+        if path is not None:
+            yield from _refusals(_check_directory, key, path)
+    if models.base is not None and not list(_refusals(_check_directory, "base", models.base)):
+        directory = model_directory(models.base)
+        yield from _refusals(check_length, directory, longest_row(recipe), recipe.model.kind)
+    average_last, keep_last = recipe.train.average_last, config.paths.checkpoints.keep_last
     if average_last is not None and average_last > keep_last:
-        raise ConfigError(
+        yield (
             f"train.average_last is {average_last}, but paths.checkpoints.keep_last keeps only "
             f"{keep_last} checkpoints. Keep as many as are averaged."
         )
+    yield from _faults_of_shape(recipe.model, models.base)
+
+
+def _faults_of_shape(model: Model, base: str | None) -> Iterator[str]:
+    """Too few sizes to start from scratch, or sizes beside a model that has its own."""
+    if base is not None:
+        default = type(model)()
+        given = [
+            f"model.{name}"
+            for name in type(model).model_fields
+            if name not in KEYS_WITH_A_BASE and getattr(model, name) != getattr(default, name)
+        ]
+        if given:
+            yield (
+                f"both a start and a shape are given: paths.models.base is '{base}', and the "
+                f"recipe has {', '.join(given)}. Remove one of them (configs/local.yaml takes the "
+                "start from WMTP_BASE)."
+            )
+        return
     sizes = {
         "hidden_size": model.hidden_size,
         "num_layers": model.num_layers,
         "num_heads": model.num_heads,
     }
-    missing = [name for name, value in sizes.items() if value is None]
-    default = type(model)()
-    given = [
-        name
-        for name in type(model).model_fields
-        if name not in KEYS_WITH_A_BASE and getattr(model, name) != getattr(default, name)
-    ]
-    if models.base is None and model.kind == "hf" and model.architecture is None:
-        raise ConfigError(
+    missing = [f"model.{name}" for name, value in sizes.items() if value is None]
+    if model.kind == "hf" and model.architecture is None:
+        missing.insert(0, "model.architecture, such as gpt2")
+    if missing:
+        yield (
             "nothing to train: set paths.models.base to a model directory, or for a model from "
-            "scratch add model.architecture, such as gpt2, to the recipe."
+            f"scratch add {', '.join(missing)} to the recipe."
         )
-    if models.base is None and missing:
+
+
+def _refusals(check: Callable[..., Any], *arguments: Any) -> Iterator[str]:
+    """What a check says, if it refuses."""
+    try:
+        check(*arguments)
+    except WmtpError as error:
+        yield str(error)
+
+
+def _check_directory(key: str, path: str) -> None:
+    if not is_model_directory(model_directory(path)):
         raise ConfigError(
-            f"nothing to train: set paths.models.base to a model directory, or for a model from "
-            f"scratch add {', '.join(f'model.{name}' for name in missing)} to the recipe."
-        )
-    if models.base is not None and given:
-        raise ConfigError(
-            f"both a start and a shape are given: paths.models.base is '{models.base}', and the "
-            f"recipe has {', '.join(f'model.{name}' for name in given)}. Remove one of them "
-            "(configs/local.yaml takes the start from WMTP_BASE)."
+            f"paths.models.{key} is '{path}': no model directory (it has no config.json)."
         )
 
 

@@ -5,6 +5,8 @@ from pathlib import Path
 
 from wmtp.config import Recipe, Settings
 from wmtp.data.tokenizer import TextTokenizer
+from wmtp.distributed.ranks import Ranks
+from wmtp.distributed.sharding import shard_module
 from wmtp.errors import ConfigError
 from wmtp.model.heads import HeadsShape
 from wmtp.model.hf_layout import load_model
@@ -12,6 +14,7 @@ from wmtp.model.llama_shape import LlamaShape
 from wmtp.model.multi_token import MultiTokenModel, build_model
 from wmtp.opening.checks import check_length, check_packing, longest_row
 from wmtp.opening.model_names import model_directory
+from wmtp.runtime.device import Device
 
 
 def open_model(
@@ -45,6 +48,28 @@ def open_model(
         )
     check_packing(model, recipe, str(start or f"model.architecture {recipe.model.architecture}"))
     return model
+
+
+def place_model(model: MultiTokenModel, settings: Settings, device: Device, ranks: Ranks) -> None:
+    """Bring a model to the device in place, in slices if the config shares it over ranks.
+
+    Matrices of linear heads beside a frozen trunk stay whole: no backward pass reaches them, and
+    slices are reduced in one.
+    """
+    fsdp = settings.config.devices.fsdp
+    if ranks.count == 1 or not fsdp.enabled:
+        model.to(device.torch_device)
+        return
+    alone = model.trunk_frozen and model.heads_shape.kind == "linear" and model.heads is not None
+    shard_module(
+        model,
+        model.blocks,
+        ranks=ranks,
+        device=device.torch_device,
+        sharding=fsdp.sharding,
+        other_forwards=("next_token_hidden",),
+        whole=model.heads.parameters() if alone and model.heads is not None else (),
+    )
 
 
 def build_from_scratch(settings: Settings, heads: HeadsShape, vocab_size: int) -> MultiTokenModel:

@@ -21,7 +21,7 @@ from rich.table import Column
 
 from wmtp.errors import StorageError, WmtpError
 from wmtp.runtime.line_file import LineFile
-from wmtp.runtime.secrets import without_secrets
+from wmtp.secrets import without_secrets
 
 Figures = Mapping[str, int | float]
 
@@ -82,7 +82,7 @@ class Console:
 
     def result(self, text: str) -> None:
         """Print what the user asked for to standard output."""
-        text = without_secrets(text)
+        text = _writable(without_secrets(text))
         with self._lock:
             print(text, file=sys.stdout, flush=True)
             self.log(text)
@@ -93,7 +93,7 @@ class Console:
             if self._log is None:
                 return
             now = datetime.now().isoformat(" ", "seconds")
-            lines = "".join(f"{now}  {part}\n" for part in text.splitlines())
+            lines = "".join(f"{now}  {part}\n" for part in _writable(text).splitlines())
             try:
                 self._log.append(lines.encode(errors="replace"))
                 self._log_warned = False
@@ -144,6 +144,7 @@ class Console:
 
     def _show(self, text: str, style: str | None = None) -> None:
         with self._lock:
+            text = _writable(text)
             self._rich.print(text, style=style, soft_wrap=True)
             self.log(text)
 
@@ -284,6 +285,11 @@ def progress_text(
             return text
         parts.pop(dispensable, None)
     return place[:width]
+
+
+def _writable(text: str) -> str:
+    """The text with what no encoding can take written out, such as a file name in Latin-1."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _clock_time(seconds: float) -> str:

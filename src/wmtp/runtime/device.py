@@ -154,6 +154,52 @@ class Device:
         """Scaler that keeps fp16 gradients from vanishing; passes everything through otherwise."""
         return torch.amp.GradScaler(self.kind, enabled=self.precision == "fp16")
 
+    @property
+    def process_group_backend(self) -> Literal["nccl", "gloo"]:
+        """What carries tensors of this device from rank to rank."""
+        return "nccl" if self.kind == "cuda" else "gloo"
+
+    def join(self, local_rank: int) -> None:
+        """Make this process one of several: take the device that is its own.
+
+        Raises:
+            DeviceError: the device or the precision is for single processes, or there are fewer
+                devices than ranks.
+        """
+        if self.kind == "mps":
+            raise DeviceError(
+                "devices.compute_backend is mps, which trains in a single process. Start without "
+                "torchrun, or set compute_backend: cpu."
+            )
+        if self.precision == "fp16":
+            raise DeviceError(
+                "devices.mixed_precision is fp16, whose loss scale is for single processes. Set "
+                "bf16 or fp32 to train with several ranks."
+            )
+        if self.kind == "cuda":
+            found = torch.cuda.device_count()
+            if local_rank >= found:
+                raise DeviceError(
+                    f"rank {local_rank} of this machine has no device: there are {found}. Start "
+                    f"torchrun with --nproc-per-node {found}."
+                )
+            torch.cuda.set_device(local_rank)
+
+    def is_out_of_memory(self, error: RuntimeError) -> bool:
+        """Whether an error says that an allocation failed; less memory may still be had."""
+        if isinstance(error, torch.OutOfMemoryError):
+            return True
+        # neither the CPU's allocator nor that of MPS has an error of its own
+        said = "MPS backend out of memory" if self.kind == "mps" else "can't allocate memory"
+        return said in str(error)
+
+    def empty_cache(self) -> None:
+        """Give memory that is held but not used back to the device, after it ran out."""
+        if self.kind == "cuda":
+            torch.cuda.empty_cache()
+        elif self.kind == "mps":
+            torch.mps.empty_cache()
+
     def synchronize(self) -> None:
         """Wait until the device has done everything it was given, as timing needs it."""
         if self.kind == "cuda":

@@ -13,6 +13,8 @@ _LIBRARY_DEFAULTS = {
     # MLflow's own defaults let one call to a dead server block for four minutes
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    # a server may ask for an hour's wait, and MLflow would sleep for it
+    "MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER": "false",
 }
 
 

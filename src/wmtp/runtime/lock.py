@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from wmtp.errors import ConfigError, StorageError
+from wmtp.runtime.durable import storage_errors
 
 _held_descriptors: set[int] = set()
 
@@ -36,6 +37,48 @@ def hold_run_lock(path: Path, run_name: str) -> Iterator[None]:
         _held_descriptors.add(descriptor)
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        yield
+    finally:
+        _held_descriptors.discard(descriptor)
+        os.close(descriptor)
+
+
+@contextmanager
+def no_rank_left(path: Path, run_name: str) -> Iterator[None]:
+    """Refuse a run that ranks of an earlier start still write, though its first one is gone.
+
+    Call it holding the run's lock. Ranks that start later join with ``hold_rank_lock``.
+
+    Raises:
+        ConfigError: such a rank lives.
+        StorageError: the file system cannot lock files.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise StorageError(f"{path} could not be opened: {error.strerror}.") from error
+    try:
+        _lock(descriptor, path, run_name)
+        fcntl.flock(descriptor, fcntl.LOCK_SH)  # now beside the others
+        _held_descriptors.add(descriptor)
+        yield
+    finally:
+        _held_descriptors.discard(descriptor)
+        os.close(descriptor)
+
+
+@contextmanager
+def hold_rank_lock(path: Path) -> Iterator[None]:
+    """Hold a run's second lock together with its other ranks for the length of the block.
+
+    Raises:
+        StorageError: the file cannot be opened or locked.
+    """
+    with storage_errors(f"{path} could not be locked"):
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+    _held_descriptors.add(descriptor)
+    try:
         yield
     finally:
         _held_descriptors.discard(descriptor)

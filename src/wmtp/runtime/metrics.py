@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Final, Self, final
 from wmtp.errors import DataError, StorageError
 from wmtp.runtime.durable import replace_file, storage_errors
 from wmtp.runtime.line_file import LineFile
+from wmtp.untrusted import check_ordinary, open_ordinary
 
 Row = dict[str, int | float]
 
@@ -111,7 +113,7 @@ def cut_back(path: Path, step: int) -> int:
     """
     if not path.exists():
         return 0
-    content = path.read_bytes()
+    content = _content(path)
     lines = content.splitlines(keepends=True)
     rows = _parse(lines, path)
     kept = b"".join(line for line, row in zip(lines, rows, strict=False) if row["step"] <= step)
@@ -127,11 +129,31 @@ def read_metrics(path: Path) -> list[Row]:
     Raises:
         DataError: the file is missing, or a line other than the last is not a row.
     """
+    return _parse(_content(path).splitlines(keepends=True), path)
+
+
+def check_metrics_file(path: Path) -> None:
+    """Refuse a pipe or a device where the rows of a run should be; they may be absent.
+
+    Raises:
+        DataError: says what is there.
+    """
+    if path.exists():
+        with _told_plainly(path):
+            check_ordinary(path)
+
+
+def _content(path: Path) -> bytes:
+    with _told_plainly(path), os.fdopen(open_ordinary(path), "rb") as file:
+        return file.read()
+
+
+@contextmanager
+def _told_plainly(path: Path) -> Iterator[None]:
     try:
-        content = path.read_bytes()
+        yield
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}.") from error
-    return _parse(content.splitlines(keepends=True), path)
+        raise DataError(f"{path} cannot be read: {error.strerror or error}.") from error
 
 
 def _parse(lines: list[bytes], path: Path) -> list[Row]:

@@ -11,7 +11,7 @@ import yaml
 
 from wmtp.errors import ConfigError
 from wmtp.runtime.durable import replace_file, storage_errors
-from wmtp.runtime.secrets import redacted
+from wmtp.secrets import redacted
 
 _RUN_NAME = re.compile(r"\w[\w.+=-]{0,99}")
 
@@ -24,10 +24,12 @@ class RunFolder:
     <base path>/<run name>/
       run.yaml            the effective config + recipe + versions + seed
       train.log           what the console said
+      bad_lines.jsonl     every line or file of the data that could not be used, and why
       metrics.jsonl       one JSON object per logged step
       checkpoints/        step-00000100/ and so on
       final/              the model directory users take away
       average/            the mean of the last checkpoints, if asked for
+      bad_step.json       what the step read that ended the run, if it diverged
       stage1/             of critic-wmtp: a run of its own, whose final/ is the value head
       tensorboard/        if enabled
       tracking/           how far the trackers have come
@@ -49,6 +51,11 @@ class RunFolder:
     def log_file(self) -> Path:
         """What the console said, with times."""
         return self.root / "train.log"
+
+    @property
+    def bad_lines_file(self) -> Path:
+        """What of the data could not be used."""
+        return self.root / "bad_lines.jsonl"
 
     @property
     def metrics_file(self) -> Path:
@@ -86,9 +93,29 @@ class RunFolder:
         return self.root / "tracking"
 
     @property
+    def bad_step_file(self) -> Path:
+        """What the first step read whose gradient was not finite, if a run ended for that."""
+        return self.root / "bad_step.json"
+
+    @property
+    def ranks_lock_file(self) -> Path:
+        """Held by all processes of a run of several ranks."""
+        return self.root / ".lock-ranks"
+
+    @property
+    def status_file(self) -> Path:
+        """How the last session ended, in MLflow's words, for who tells the trackers later."""
+        return self.tracking / "status"
+
+    @property
     def lock_file(self) -> Path:
         """Held by the process that writes this run."""
         return self.root / ".lock"
+
+    @property
+    def places(self) -> tuple[Path, ...]:
+        """Every folder in which files and folders are written under a temporary name first."""
+        return (self.root, self.checkpoints, self.tracking, self.stage1.root)
 
     def write_settings(self, settings: Mapping[str, Any]) -> None:
         """Write run.yaml, without secrets.
@@ -130,7 +157,7 @@ def open_run_folder(base_path: Path, name: str, *, kept_elsewhere: bool = False)
         ConfigError: there is no such run; names the nearest one there is.
     """
     run = RunFolder(_checked_path(base_path, name))
-    if not (kept_elsewhere or _holds_anything(run)):
+    if not (kept_elsewhere or _holds_anything(run) or run.settings_file.is_file()):
         names = [path.parent.name for path in base_path.glob("*/run.yaml")]
         names = [other for other in names if other != name]
         near = difflib.get_close_matches(name, names, n=1)

@@ -1,6 +1,7 @@
 """Stop cleanly after SIGINT or SIGTERM: finish the step, save, leave."""
 
 import contextlib
+import multiprocessing
 import os
 import signal
 import threading
@@ -9,6 +10,27 @@ from typing import Final, Self, final
 
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 _NOTICE: Final = b"\nstopping after this step; a second signal ends at once\n"
+
+
+def end_in_order() -> None:
+    """Have SIGINT and SIGTERM run ``with`` and ``finally`` wherever no StopRequest is.
+
+    While something is imported they end the process on the spot instead: there is nothing to
+    clean up yet, and C code swallows an exception there (torch goes on with half of numpy).
+    """
+    for number in _SIGNALS:
+        signal.signal(number, _raise_unless_importing)
+
+
+def _raise_unless_importing(number: int, frame: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_DFL)  # a second one ends the process wherever it is
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            os.kill(os.getpid(), number)
+        frame = frame.f_back
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
+    raise SystemExit(128 + number)
 
 
 @final
@@ -23,9 +45,8 @@ class StopRequest:
         return stop.exit_code
 
     The second signal raises ``KeyboardInterrupt`` (SIGINT) or ``SystemExit`` (SIGTERM), so that
-    ``finally`` and ``with`` still clean up; a third finds the handlers from before and ends the
-    process wherever it is. Outside the main thread Python delivers no signals, and the flag
-    simply stays down.
+    ``finally`` and ``with`` still clean up; a third finds the handlers from before. Outside the
+    main thread Python delivers no signals, and the flag simply stays down.
     """
 
     def __init__(self) -> None:
@@ -83,6 +104,23 @@ class StopRequest:
         while self._previous:
             number, handler = self._previous.popitem()
             signal.signal(number, handler)
+
+
+def end_with_parent() -> None:
+    """Have this process, started by ``multiprocessing``, end the moment its parent is gone.
+
+    Torch's workers look for that themselves, but compare with the parent that they find when they
+    are ready: one whose parent was killed before would wait for it for ever.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        raise RuntimeError("this process was not started by multiprocessing")
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, name="wmtp-parent", daemon=True).start()
 
 
 def _end_forked_child(received: signal.Signals) -> None:

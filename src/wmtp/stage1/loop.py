@@ -2,17 +2,28 @@
 
 A small run inside the run, in ``stage1/`` of its folder: steps, held-out figures, checkpoints,
 early stopping; its result is ``stage1/final``, which other runs may name as
-``weighting.value_head``. The trunk is only read.
+``weighting.value_head``. The trunk is only read. Of several ranks each learns the same from the
+same documents: it is little work, and a trunk in slices needs all of them to run it.
 """
 
 import math
+import os
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from wmtp.checkpoints.checkpoint import (
+    list_checkpoints,
+    newest_good,
+    remove_leftovers,
+    step_of,
+    write_folder,
+)
+from wmtp.checkpoints.saving import Saver, naming_last_good
 from wmtp.data.reference import fingerprint_model
+from wmtp.data.shards import gather_bad_lines
 from wmtp.errors import DivergedError
 from wmtp.job import Job
 from wmtp.loss.pieces import MEBIBYTE
@@ -30,16 +41,9 @@ from wmtp.optim import (
     set_learning_rate,
     step_optimizers,
 )
-from wmtp.runtime.checkpoint import (
-    list_checkpoints,
-    newest_good,
-    remove_leftovers,
-    write_folder,
-)
 from wmtp.runtime.console import Console
 from wmtp.runtime.metrics import BEFORE_ALL, MetricsLog, cut_back
 from wmtp.runtime.run_folder import RunFolder
-from wmtp.runtime.saving import Saver, naming_last_good
 from wmtp.runtime.stopping import StopRequest
 from wmtp.stage1.frozen_states import FrozenStates
 from wmtp.stage1.measure import batch_loss, measure_value_head
@@ -129,14 +133,12 @@ def train_value_head(
     parameters = list(head.parameters())
     learning = Learning(head, optimizers, ValueProgress(), _copied(head))
     progress, best = learning.progress, learning.best
-    folder.checkpoints.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(folder.checkpoints)
-    if list_checkpoints(folder.checkpoints):
-        checkpoint, _ = newest_good(folder.checkpoints)
-        load_stage(checkpoint, learning)
-        cut_back(folder.metrics_file, progress.step)
-    else:  # killed before its first checkpoint, a run begins anew
-        cut_back(folder.metrics_file, BEFORE_ALL)
+    ranks = job.ranks
+    checkpoint = ranks.from_first(lambda: begin_or_go_on(folder))
+    if ranks.is_first:
+        gather_bad_lines((data.learned.shards, data.held_out.shards), folder.bad_lines_file)
+    if checkpoint is not None:
+        load_stage(Path(checkpoint), learning)
     first_bad = torch.full((), torch.inf, device=device.torch_device)
     job.model.eval()
     room = WHOLE_DOCUMENTS_BYTES if data.pairs is None else 0  # of pairs only the ends are read
@@ -146,13 +148,17 @@ def train_value_head(
 
     with (
         StopRequest() as stop,
-        MetricsLog(folder.metrics_file, console.warning) as metrics,
+        MetricsLog(
+            folder.metrics_file if ranks.is_first else Path(os.devnull), console.warning
+        ) as metrics,
         Saver(folder.checkpoints, checkpoints.keep_last, console.warning) as saver,
         console.progress(progress.step, stage.max_steps, "value step") as bar,
     ):
 
         def look() -> None:
-            figures = measure_value_head(critic, head, data, of_held_out)
+            measured = measure_value_head(critic, head, data, of_held_out)
+            # ranks that round differently must not stop at different steps
+            figures = ranks.from_first(lambda: measured)
             metrics.write({"step": progress.step, **figures})
             bar.report(progress.step, figures)
             figure = figures.get("value/auc", -figures["value/held_out_loss"])
@@ -176,7 +182,8 @@ def train_value_head(
             last = progress.step == stage.max_steps
             logs = last or progress.step % job.settings.config.log_interval == 0
             looks = last or progress.step % stage.eval_interval == 0
-            saves = stop.requested or progress.step % checkpoints.save_interval == 0
+            stopping = ranks.any(stop.requested)
+            saves = stopping or progress.step % checkpoints.save_interval == 0
             if logs or looks or saves:
                 raise_if_diverged(first_bad, folder)
             if logs:
@@ -187,26 +194,44 @@ def train_value_head(
                 look()
             if saves:
                 metrics.sync()
-                saver.save(
-                    progress.step,
-                    lambda path: save_stage(path, learning),
-                    last=stop.requested,
-                )
-            if stop.requested:
+                if ranks.is_first:
+                    saver.save(
+                        progress.step,
+                        lambda path: save_stage(path, learning),
+                        last=stopping,
+                    )
+            if stopping:
                 break
+        stopped = ranks.any(stop.requested)
     done = progress.step >= stage.max_steps or progress.stopped_early
-    if stop.requested and not done:
+    if stopped and not done:
         console.line(f"stopped in stage 1 after step {progress.step}; go on with --resume")
-        return stop.exit_code
+        return stop.exit_code or 143
     head.load_state_dict(best)
     figures = measure_value_head(critic, head, data, of_held_out)
     facts = facts_of(job, critic, progress, figures)
-    with naming_last_good(folder.checkpoints):
-        write_folder(folder.final, progress.step, lambda path: save_value_head(head, path, facts))
-    if stop.requested:
+    if ranks.is_first:
+        with naming_last_good(folder.checkpoints):
+            write_folder(
+                folder.final, progress.step, lambda path: save_value_head(head, path, facts)
+            )
+    ranks.wait()
+    if stopped:
         console.line("stopped after stage 1, which is done; go on with --resume")
-        return stop.exit_code
+        return stop.exit_code or 143
     return None
+
+
+def begin_or_go_on(folder: RunFolder) -> str | None:
+    """Make the folder ready, and find the checkpoint to go on from; None to begin anew."""
+    folder.checkpoints.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(folder.checkpoints)
+    if not list_checkpoints(folder.checkpoints):  # killed before its first one, a run begins anew
+        cut_back(folder.metrics_file, BEFORE_ALL)
+        return None
+    checkpoint, _ = newest_good(folder.checkpoints)
+    cut_back(folder.metrics_file, step_of(checkpoint) or 0)
+    return str(checkpoint)
 
 
 def raise_if_diverged(first_bad: Tensor, folder: RunFolder) -> None:

@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from wmtp.checkpoints.training_state import load_state, part_of, save_state
 from wmtp.errors import CheckpointError
 from wmtp.model.value_head import ValueHead
 from wmtp.optim import load_optimizer_tensors, optimizer_tensors
-from wmtp.runtime.training_state import load_state, part_of, save_state
 
 
 @dataclass

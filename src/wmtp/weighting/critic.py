@@ -31,13 +31,20 @@ class Stage1(BaseModel):
         extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=()
     )
 
-    max_steps: int = Field(200, ge=1, description="optimizer steps at most")
-    batch_size: int = Field(8, ge=1, description="documents per step, or pairs of them")
+    max_steps: int = Field(200, ge=1, le=10**12, description="optimizer steps at most")
+    batch_size: int = Field(8, ge=1, le=2**20, description="documents per step, or pairs of them")
     max_length: int | None = Field(
-        None, ge=2, description="tokens of a document that are read; default: data.train.max_length"
+        None,
+        ge=2,
+        le=2**24,
+        description="tokens of a document that are read; default: data.train.max_length",
     )
-    eval_interval: int = Field(50, ge=1, description="steps between looks at held-out documents")
-    patience: int = Field(3, ge=1, description="looks without improvement before it stops early")
+    eval_interval: int = Field(
+        50, ge=1, le=10**12, description="steps between looks at held-out documents"
+    )
+    patience: int = Field(
+        3, ge=1, le=10**6, description="looks without improvement before it stops early"
+    )
     min_delta: float = Field(0.0, ge=0, description="a smaller improvement is none")
 
 
