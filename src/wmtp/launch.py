@@ -4,7 +4,7 @@ The first rank decides what is to be done and holds the run's lock; the others d
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -122,8 +122,9 @@ def begin_run(
     base_path = Path(settings.config.paths.checkpoints.base_path)
     name = settings.recipe.run.name
     store = find_store(settings, resume)
+    kept_elsewhere = resume is not None and holds_checkpoints(store)
     if resume:
-        folder = open_run_folder(base_path, name, kept_elsewhere=holds_checkpoints(store))
+        folder = open_run_folder(base_path, name, kept_elsewhere=kept_elsewhere)
     else:
         folder = create_run_folder(base_path, name)
     held.enter_context(hold_run_lock(folder.lock_file, name))
@@ -131,18 +132,16 @@ def begin_run(
     console.keep_log(folder.log_file)
     for place in folder.places:
         remove_leftovers(place)
-    if resume == NEWEST and store is not None:
-        bring_if_none_is_here(store, folder, console)
     checkpoint = None
     if (
         resume == NEWEST
-        and not holds_checkpoints(store)
+        and not kept_elsewhere
         and had_no_checkpoint_yet(folder, settings.config.paths.checkpoints.save_interval)
     ):
         if not folder.stage1.root.is_dir():  # else it goes on from that stage's checkpoints
             console.line("no checkpoint was made yet: the run begins anew")
     elif resume:
-        checkpoint = find_checkpoint(resume, folder.checkpoints, console.warning)
+        checkpoint = find_checkpoint(resume, folder, store, console)
     if resume:
         for line in changes_since(folder.settings_file, settings):
             console.warning(line)
@@ -196,23 +195,6 @@ def holds_checkpoints(store: ObjectStore | None) -> bool:
     return store is not None and bool(complete_checkpoints(store))
 
 
-def bring_if_none_is_here(store: ObjectStore, folder: RunFolder, console: Console) -> None:
-    """Fetch the newest checkpoint if this machine has no good one; say so if it has an older."""
-    try:
-        here, _ = newest_good(folder.checkpoints)
-    except CheckpointError:
-        brought = bring_newest(store, folder, console.warning)
-        if brought is not None:
-            console.line(f"{brought.name} was brought from {store.url}")
-        return
-    for there in complete_checkpoints(store)[-1:]:
-        if (step_of(Path(there)) or 0) > (step_of(here) or 0):
-            console.warning(
-                f"{store.url} has {there}, but {here.name} of this machine is resumed. To take "
-                f"that one instead, stop now and move {folder.checkpoints} away."
-            )
-
-
 def uploads_of(
     settings: Settings, folder: RunFolder, ranks: Ranks, console: Console
 ) -> AbstractContextManager[Uploads | None]:
@@ -223,7 +205,9 @@ def uploads_of(
     return Uploads(store, folder, settings.config.paths.checkpoints.keep_last, console)
 
 
-def find_checkpoint(resume: str, checkpoints: Path, warn: Callable[[str], None]) -> Path:
+def find_checkpoint(
+    resume: str, folder: RunFolder, store: ObjectStore | None, console: Console
+) -> Path:
     """The checkpoint to go on from, verified.
 
     Raises:
@@ -231,21 +215,46 @@ def find_checkpoint(resume: str, checkpoints: Path, warn: Callable[[str], None])
         ConfigError: it is not one of this run's.
     """
     if resume == NEWEST:
-        path, refused = newest_good(checkpoints)
+        path, refused = newest_here_or_brought(folder, store, console)
         for bad, reason in refused:
-            warn(f"checkpoint {bad.name} {reason}: not used")
+            console.warning(f"checkpoint {bad.name} {reason}: not used")
     else:
         path = Path(resume)
         refuse_pickle(path)
-        if path.resolve().parent != checkpoints.resolve():
+        if path.resolve().parent != folder.checkpoints.resolve():
             raise ConfigError(
                 f"--resume {path}: not a checkpoint of this run, whose checkpoints are in "
-                f"{checkpoints}. To start a new run from it, set paths.models.base to it."
+                f"{folder.checkpoints}. To start a new run from it, set paths.models.base to it."
             )
         verify(path)
     if step_of(path) is None:
         raise ConfigError(f"--resume {path}: not a checkpoint folder named step-NNNNNNNN.")
     return path
+
+
+def newest_here_or_brought(
+    folder: RunFolder, store: ObjectStore | None, console: Console
+) -> tuple[Path, list[tuple[Path, str]]]:
+    """As ``newest_good``; where this machine has none, the store's newest is brought first.
+
+    What is good is read once, however large it is. A newer one in the store is only told of.
+    """
+    try:
+        here, refused = newest_good(folder.checkpoints)
+    except CheckpointError:
+        brought = None if store is None else bring_newest(store, folder, console.warning)
+        if store is None or brought is None:
+            raise
+        console.line(f"{brought.name} was brought from {store.url}")
+        return newest_good(folder.checkpoints)
+    if store is not None:
+        for there in complete_checkpoints(store)[-1:]:
+            if (step_of(Path(there)) or 0) > (step_of(here) or 0):
+                console.warning(
+                    f"{store.url} has {there}, but {here.name} of this machine is resumed. To take "
+                    f"that one instead, stop now and move {folder.checkpoints} away."
+                )
+    return here, refused
 
 
 def plan(settings: Settings) -> None:

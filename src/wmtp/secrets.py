@@ -70,3 +70,19 @@ def _secret_values() -> list[str]:
 def _forms_of(value: str) -> tuple[str, ...]:
     """How a text may stand in a message: as it is, as Python or JSON show it, or in a URI."""
     return value, repr(value)[1:-1], json.dumps(value)[1:-1], quote(value, safe="")
+
+
+def one_line(error: Exception, *, stop: bool = True) -> str:
+    """What somebody else's library said, short and without secrets.
+
+    Args:
+        error: whose text may have any length, and may be empty.
+        stop: False leaves out full stops at its end, for a sentence that has its own.
+
+    Example:
+        >>> one_line(OSError("no   route."), stop=False)
+        'no route'
+    """
+    text = " ".join(without_secrets(str(error)).split())
+    text = (text if stop else text.rstrip(".")) or type(error).__name__
+    return text if len(text) <= 200 else f"{text[:200]}..."

@@ -333,10 +333,14 @@ def step_is_finite(job: Job, moving: Moving) -> Tensor:
     return bad == 0
 
 
-def unsent_gradients(module: nn.Module | None) -> list[Tensor]:
-    """Gradients that each rank still has to itself, because their parameters are not in slices."""
-    gradients = [] if module is None else [parameter.grad for parameter in module.parameters()]
-    return [g for g in gradients if g is not None and not is_sliced(g)]
+def unsent_gradients(module: nn.Module | None) -> Iterator[Tensor]:
+    """Gradients that each rank still has to itself, because their parameters are not in slices.
+
+    Found as they are asked for, which a single rank never does.
+    """
+    for parameter in [] if module is None else module.parameters():
+        if parameter.grad is not None and not is_sliced(parameter.grad):
+            yield parameter.grad
 
 
 def forget_gradients(moving: Moving) -> None:

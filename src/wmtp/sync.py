@@ -14,11 +14,11 @@ from wmtp.errors import ConfigError, TrackerError
 from wmtp.runtime.console import Console
 from wmtp.runtime.metrics import check_metrics_file
 from wmtp.runtime.run_folder import RunFolder
-from wmtp.secrets import HIDDEN
+from wmtp.secrets import HIDDEN, one_line
 from wmtp.tracking.mlflow_destination import MlflowDestination, without_login
 from wmtp.tracking.outbox import Outbox
 from wmtp.tracking.tensorboard_destination import TensorboardDestination
-from wmtp.tracking.trackers import Destination, RunStatus, one_line
+from wmtp.tracking.trackers import Destination, RunStatus
 
 _LOGIN_VARIABLES: Final = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
 

@@ -26,12 +26,12 @@ from wmtp.checkpoints.checkpoint import (
 )
 from wmtp.errors import CheckpointError, ConfigError, StorageError
 from wmtp.runtime.run_folder import RunFolder
-from wmtp.secrets import without_secrets
+from wmtp.secrets import one_line, without_secrets
+from wmtp.untrusted import LARGEST_JSON
 
 CHECKPOINTS: Final = "checkpoints"
 SET_ASIDE: Final = "set-aside-manifest.json"
 
-_LARGEST_MANIFEST_BYTES = 64 * 2**20
 _PROBE = ".wmtp-probe"
 _S3_OPTIONS: Final[dict[str, Any]] = {
     # a part is 50 MB, and in memory while it is sent
@@ -69,8 +69,8 @@ class ObjectStore:
             )
         except (ImportError, ValueError) as error:
             raise ConfigError(
-                f"paths.checkpoints.upload_to is '{self.url}': {_one_line(error)}. Use an address "
-                "such as s3://bucket/prefix."
+                f"paths.checkpoints.upload_to is '{self.url}': {one_line(error, stop=False)}. Use "
+                "an address such as s3://bucket/prefix."
             ) from error
 
     def sizes(self, folder: str = "") -> dict[str, int]:
@@ -148,7 +148,9 @@ class ObjectStore:
         except Exception as error:
             # whatever a store's library raises, and they raise much that is no OSError
             place = f"{self.url}/{name}".rstrip("/")
-            raise StorageError(f"{place} could not be {done}: {_one_line(error)}.") from error
+            raise StorageError(
+                f"{place} could not be {done}: {one_line(error, stop=False)}."
+            ) from error
 
 
 def complete_checkpoints(store: ObjectStore) -> list[str]:
@@ -259,7 +261,7 @@ def bring_folder(store: ObjectStore, name: str, target: Path) -> Path:
         StorageError: the store or this machine's disk failed.
     """
     place = f"{store.url}/{name}"
-    if store.sizes(name)[MANIFEST] > _LARGEST_MANIFEST_BYTES:
+    if store.sizes(name)[MANIFEST] > LARGEST_JSON:
         raise CheckpointError(f"{place} has a {MANIFEST} that is too large.")
     step, expected = read_manifest(store.read(f"{name}/{MANIFEST}"))
     if step is None or step_of(target) not in (None, step):
@@ -285,8 +287,3 @@ def _is_inside(name: str) -> bool:
     parts = name.split("/")
     plain = not set(parts) & {"", ".", ".."} and "\\" not in name and "\0" not in name
     return plain and name != MANIFEST
-
-
-def _one_line(error: Exception) -> str:
-    text = " ".join(without_secrets(str(error)).split()).rstrip(".") or type(error).__name__
-    return text if len(text) <= 200 else f"{text[:200]}..."

@@ -75,15 +75,13 @@ def load_tensors(folder: Path, only: Set[str] | None = None) -> dict[str, Tensor
     Raises:
         CheckpointError: there is no file, or one is not safetensors.
     """
-    found = {}
     with _told_plainly(folder):
-        for path in _tensor_files(folder):
-            check_tensor_file(path)
-            with safe_open(path, framework="pt") as file:
-                for name in file.keys():  # noqa: SIM118  # not a mapping
-                    if only is None or name in only:
-                        found[name] = file.get_tensor(name)
-    return found
+        return {
+            name: file.get_tensor(name)
+            for file in _opened_files(folder)
+            for name in file.keys()  # noqa: SIM118  # not a mapping
+            if only is None or name in only
+        }
 
 
 def tensor_names(folder: Path) -> set[str]:
@@ -92,20 +90,19 @@ def tensor_names(folder: Path) -> set[str]:
     Raises:
         CheckpointError: as ``load_tensors``.
     """
-    names: set[str] = set()
     with _told_plainly(folder):
-        for path in _tensor_files(folder):
-            check_tensor_file(path)
-            with safe_open(path, framework="pt") as file:
-                names.update(file.keys())
-    return names
+        return {name for file in _opened_files(folder) for name in file.keys()}  # noqa: SIM118
 
 
-def _tensor_files(folder: Path) -> list[Path]:
+def _opened_files(folder: Path) -> Iterator[Any]:
+    """The folder's files of tensors, one after the other, each open while it is looked at."""
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise CheckpointError(f"{folder} cannot be read: it holds no tensors.")
-    return files
+    for path in files:
+        check_tensor_file(path)
+        with safe_open(path, framework="pt") as file:
+            yield file
 
 
 @contextmanager

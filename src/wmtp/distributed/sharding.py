@@ -44,7 +44,7 @@ def shard_module(
         sharding: ``full`` slices over all ranks; ``hybrid`` slices within a machine and copies
             between machines, which sends less over a slow network.
         other_forwards: names of methods of ``root`` that run it, besides ``forward``.
-        whole: parameters that stay whole on each rank; ``sum_gradients`` is theirs.
+        whole: parameters that stay whole on each rank; their gradients are the caller's to sum.
     """
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 

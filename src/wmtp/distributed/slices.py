@@ -28,8 +28,7 @@ def write_slices(folder: Path, tensors: Mapping[str, Tensor], group: dist.Proces
 
     writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
     try:
-        with _quiet():
-            save(dict(tensors), storage_writer=writer, process_group=group)
+        save(dict(tensors), storage_writer=writer, process_group=group)
     except CheckpointException as error:
         reasons = {f"rank {rank}: {_told(why)}" for rank, (why, _) in error.failures.items()}
         raise OSError("; ".join(sorted(reasons))) from error

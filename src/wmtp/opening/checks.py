@@ -41,10 +41,13 @@ def _faults(settings: Settings) -> Iterator[str]:
             f"weighting.algorithm {settings.algorithm} needs a reference model: set "
             "paths.models.ref to its directory (or export WMTP_REF with configs/local.yaml)."
         )
+    base_is_there = False
     for key, path in (("base", models.base), ("ref", models.ref), ("rm", models.rm)):
         if path is not None:
-            yield from _refusals(_check_directory, key, path)
-    if models.base is not None and not list(_refusals(_check_directory, "base", models.base)):
+            refused = list(_refusals(_check_directory, key, path))
+            yield from refused
+            base_is_there |= key == "base" and not refused
+    if models.base is not None and base_is_there:
         directory = model_directory(models.base)
         yield from _refusals(check_length, directory, longest_row(recipe), recipe.model.kind)
     average_last, keep_last = recipe.train.average_last, config.paths.checkpoints.keep_last

@@ -60,7 +60,8 @@ def place_model(model: MultiTokenModel, settings: Settings, device: Device, rank
     if ranks.count == 1 or not fsdp.enabled:
         model.to(device.torch_device)
         return
-    alone = model.trunk_frozen and model.heads_shape.kind == "linear" and model.heads is not None
+    heads = model.heads
+    alone = heads is not None and model.trunk_frozen and model.heads_shape.kind == "linear"
     shard_module(
         model,
         model.blocks,
@@ -68,7 +69,7 @@ def place_model(model: MultiTokenModel, settings: Settings, device: Device, rank
         device=device.torch_device,
         sharding=fsdp.sharding,
         other_forwards=("next_token_hidden",),
-        whole=model.heads.parameters() if alone and model.heads is not None else (),
+        whole=heads.parameters() if heads is not None and alone else (),
     )
 
 

@@ -13,7 +13,7 @@ from typing import Final, Literal, Protocol, Self, final
 from wmtp.runtime.console import Console
 from wmtp.runtime.metrics import Row
 from wmtp.runtime.run_folder import RunFolder
-from wmtp.secrets import without_secrets
+from wmtp.secrets import one_line
 from wmtp.tracking.outbox import Outbox
 
 RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
@@ -213,9 +213,3 @@ class _Shipper:
         if not self._failing:
             self._failing = True
             self._console.warning(f"{self.name}: {one_line(error)}; training goes on without it")
-
-
-def one_line(error: Exception) -> str:
-    """What a tracker's library said, short and without secrets."""
-    text = " ".join(without_secrets(str(error)).split()) or type(error).__name__
-    return text if len(text) <= 200 else f"{text[:200]}..."
