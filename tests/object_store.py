@@ -12,6 +12,8 @@ import fsspec
 from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import make_server
 
+from wmtp.checkpoints.object_store import _S3_OPTIONS as OPTIONS
+
 BUCKET = "runs"
 ENVIRONMENT = {
     "AWS_ACCESS_KEY_ID": "an-access-key-of-the-tests",
@@ -40,7 +42,9 @@ class Server:
         self._moto = DomainDispatcherApplication(create_backend_app)
         self._server = make_server("127.0.0.1", 0, self._answer, threaded=True)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
-        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, args=(0.02,), daemon=True
+        )
         self._thread.start()
 
     def _answer(self, environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
@@ -74,6 +78,10 @@ def s3_server() -> Iterator[Server]:
     """A server with an empty bucket; the environment leads every client to it."""
     before = dict(os.environ)
     server = Server()
+    files = fsspec.get_filesystem_class("s3")
+    known = files.retries, OPTIONS["config_kwargs"]
+    # who asks again waits longer each time
+    files.retries, OPTIONS["config_kwargs"] = 1, known[1] | {"retries": {"max_attempts": 0}}
     os.environ.update(ENVIRONMENT, AWS_ENDPOINT_URL=server.url)
     try:
         with urlopen(Request(f"{server.url}/moto-api/reset", method="POST")):
@@ -84,7 +92,8 @@ def s3_server() -> Iterator[Server]:
         yield server
     finally:
         boto3.client("s3").close()
-        fsspec.get_filesystem_class("s3").clear_instance_cache()
+        files.retries, OPTIONS["config_kwargs"] = known
+        files.clear_instance_cache()
         os.environ.clear()
         os.environ.update(before)
         server.close()

@@ -1,6 +1,5 @@
 """A few real kills and damages; ``make faults`` does this, and more, a hundred times over."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,9 @@ from tests.faults.harness import (
     killed_at_call,
     make_toy,
 )
-from tests.faults.jobs import LIMIT_SECONDS, RAISES, seen, start, told
+from tests.faults.jobs import RAISES
 from tests.faults.test_damage import check_refused, flip_a_bit
+from tests.processes.ranks import fork_ranks
 from wmtp.checkpoints.checkpoint import list_checkpoints
 
 from .conftest import TEXT
@@ -30,11 +30,10 @@ def short(folder: Path, config: Any, recipe: Any) -> None:
 
 
 @pytest.fixture(scope="module")
-def toy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Toy]:
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Toy:
     toy = make_toy(tmp_path_factory.mktemp("faults"), short)
     toy.whole(forked=True)
-    yield toy
-    toy.programs.close()
+    return toy
 
 
 @pytest.mark.parametrize("seconds", [0.3, 0.7])
@@ -69,8 +68,10 @@ def test_a_mistake_of_a_later_rank_ends_the_job_and_is_told(toy: Toy) -> None:
     """The first rank, which only lost it, leaves it the word."""
     (toy.folder / "bad.py").write_text(RAISES)
     weighting = "recipe.weighting={algorithm: ./bad.py, rank: 1, text: a mistake}"
-    job = start(toy, "ranks", "--set", weighting)
-    seen(job, "model:")
-    assert job.ended() < LIMIT_SECONDS
-    assert "RuntimeError: a mistake" in told(job, 1)
-    assert "Traceback" not in job.said.partition("torch/distributed/elastic")[0]
+    ranks = fork_ranks(toy.programs, *toy.arguments("ranks", "--set", weighting))
+    assert ranks.wait()[1] == 2
+    first, second = (rank.said for rank in ranks.ranks)
+    assert "rank 1: error: weighting.algorithm ./bad.py: weights(signals) raised" in second
+    assert "RuntimeError: a mistake" in second
+    assert "error" not in first
+    assert "Traceback" not in first + second

@@ -3,14 +3,14 @@
 import errno
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.faults.harness import wait_until
+from tests.processes.programs import Programs
 from wmtp.checkpoints.checkpoint import list_checkpoints, newest_good
 from wmtp.config_check import load_settings
 from wmtp.distributed.ranks import ALONE, Ranks
@@ -130,17 +130,14 @@ def test_final_that_cannot_be_written_is_written_by_a_resume(
 def test_a_real_limit_on_file_sizes_ends_with_4(world: World) -> None:
     """The model is 130 kB and the optimizer's state twice that: the second file does not fit."""
     world.write_files()
-    command = f"ulimit -f 200; exec {sys.executable} -m wmtp train --config config.yaml"
-    done = subprocess.run(
-        ["bash", "-c", f"{command} --recipe recipe.yaml --run-name real"],
-        cwd=world.folder,
-        capture_output=True,
-        text=True,
+    process = Programs(world.folder).fork(
+        *("train", "--config", "config.yaml", "--recipe", "recipe.yaml", "--run-name", "real"),
+        largest_file=200 * 2**10,
     )
-    assert done.returncode == 4, done.stderr
-    assert "error: " in done.stderr
-    assert "step-00000004 could not be written: File too large" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert process.wait() == 4, process.said
+    assert "error: " in process.said
+    assert "step-00000004 could not be written: File too large" in process.said
+    assert "Traceback" not in process.said
     assert list((world.runs / "real" / "checkpoints").iterdir()) == []
 
 
@@ -186,28 +183,17 @@ def test_a_second_signal_does_not_wait_for_a_save_behind_training(world: World) 
     """
     world.recipe["train"]["max_steps"] = 100_000
     world.write_files()
-    hanging = (
-        "import time; from pathlib import Path; from wmtp.state import Snapshot\n"
-        "def write(snapshot, folder, ranks):\n"
-        "    Path('hangs').touch(); time.sleep(60)\n"
-        "Snapshot.write = write\n"
-        "from wmtp.cli import main; main()"
+    process = Programs(world.folder).fork(
+        *("train", "--config", "config.yaml", "--recipe", "recipe.yaml"),
+        *("--run-name", "real", *BEHIND),
+        hang_in_saves=True,
     )
-    process = subprocess.Popen(
-        [sys.executable, "-c", hanging, "train", "--config", "config.yaml", "--recipe",
-         "recipe.yaml", "--run-name", "real", *BEHIND],
-        cwd=world.folder, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    deadline = time.monotonic() + 60
-    while not (world.folder / "hangs").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
-    with pytest.raises(subprocess.TimeoutExpired):
-        process.wait(1.0)
+    wait_until(process, (world.folder / "hangs").exists)
+    process.kill(signal.SIGTERM)
+    assert process.reap(1.0) is None
     started = time.monotonic()
-    process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=60)
+    process.kill(signal.SIGTERM)
+    assert process.wait(60.0) == 143, process.said
     assert time.monotonic() - started < 20
-    assert process.returncode == 143, err
-    assert "leaked" not in err
-    assert "Traceback" not in err
+    assert "leaked" not in process.said
+    assert "Traceback" not in process.said

@@ -1,10 +1,6 @@
 """Two real processes that share one run: the same numbers as one, sliced or copied."""
 
-import json
 import math
-import subprocess
-import sys
-import uuid
 from pathlib import Path
 from typing import Any
 
@@ -13,48 +9,33 @@ from safetensors.torch import load_file
 
 from tests.end_to_end.conftest import World
 from tests.end_to_end.test_every_combination import labelled_rows
+from tests.processes.programs import Programs
+from tests.processes.ranks import fork_ranks
 from wmtp.runtime.metrics import read_metrics
 
 SLICED = ("--set", "devices.fsdp.enabled=true")
 TIMES = ("tokens_per_second", "memory/peak_bytes")
 
 
-class Ranks:
-    """Commands for two processes, or more, run when ``finish`` is called."""
+def train_together(
+    world: World, name: str, *more: str, stop_at: int | None = None, count: int = 2
+) -> None:
+    """Train the recipe as it stands, as so many processes.
 
-    def __init__(self, world: World, count: int = 2) -> None:
-        self.world = world
-        self.count = count
-        self.commands: list[dict[str, Any]] = []
-
-    def train(
-        self, name: str, *more: str, stop_after: int | None = None, per_machine: int = 2
-    ) -> None:
-        config, recipe = self.world.write_files(f"-{len(self.commands)}")
-        arguments = ["train", "--config", config, "--recipe", recipe, "--run-name", name, *more]
-        self.commands.append(
-            {"arguments": arguments, "stop_after": stop_after, "per_machine": per_machine}
-        )
-
-    def finish(self) -> list[int]:
-        """The exit code of each command, which must be the same on all ranks."""
-        path = self.world.folder / f"commands-{uuid.uuid4()}.json"
-        path.write_text(json.dumps(self.commands))
-        self.commands = []
-        ranks = [
-            subprocess.Popen(
-                [sys.executable, "-m", "tests.end_to_end.as_rank", str(rank), str(self.count),
-                 str(path)],
-                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                cwd=Path(__file__).parents[2],
-            )
-            for rank in range(self.count)
-        ]  # fmt: skip
-        told = [rank.communicate(timeout=300) for rank in ranks]
-        assert all(rank.returncode == 0 for rank in ranks), "\n".join(err for _, err in told)
-        first, *others = (json.loads(out.splitlines()[-1]) for out, _ in told)
-        assert all(other == first for other in others)
-        return [int(code) for code in first]
+    Args:
+        world: holds recipe and config.
+        name: of the run.
+        more: arguments of ``wmtp train``.
+        stop_at: the last rank finds at this look that a signal came: all must save and leave.
+        count: of ranks.
+    """
+    config, recipe = world.write_files()
+    ranks = fork_ranks(
+        Programs(world.folder, name),
+        "train", "--config", config, "--recipe", recipe, "--run-name", name, *more,
+        count=count, spoiled={} if stop_at is None else {count - 1: {"stop_at_look": stop_at}},
+    )  # fmt: skip
+    assert ranks.wait() == [0 if stop_at is None else 143] * count, ranks.said
 
 
 def assert_near(one: Path, other: Path, tolerance: float) -> None:
@@ -88,35 +69,36 @@ def assert_equal(one: Path, other: Path) -> None:
 
 def test_two_ranks_train_what_one_trains(world: World) -> None:
     """Copied and sliced, stopped and resumed, from one to two and from two to one."""
-    runs, ranks = world.runs, Ranks(world)
+    runs = world.runs
     world.recipe["model"]["dropout"] = 0.0
     world.train("one")
     world.train("one-then-two", "--set", "train.max_steps=8")
-    ranks.train("copied")
-    ranks.train("sliced", *SLICED)
+    train_together(world, "copied")
+    train_together(world, "sliced", *SLICED)
     rarely = ("--set", "log_interval=3")  # sums of a row, saved before it is logged
-    ranks.train("rarely", *rarely)
-    ranks.train("rarely-stopped", *rarely, stop_after=5)
-    ranks.train("rarely-stopped", *rarely, "--resume")
-    ranks.train("behind", *SLICED, "--set", "paths.checkpoints.asynchronous=true")
-    ranks.train("stopped", *SLICED, stop_after=5)
-    ranks.train("stopped", *SLICED, "--resume")
-    ranks.train("two-then-one", *SLICED, stop_after=3)
-    ranks.train(
-        "one-then-two", *SLICED, "--resume", str(runs / "one-then-two/checkpoints/step-00000004")
+    train_together(world, "rarely", *rarely)
+    train_together(world, "rarely-stopped", *rarely, stop_at=5)
+    train_together(world, "rarely-stopped", *rarely, "--resume")
+    behind = ("--set", "paths.checkpoints.asynchronous=true")
+    train_together(world, "stopped", *SLICED, *behind, stop_at=5)
+    train_together(world, "stopped", *SLICED, *behind, "--resume")
+    train_together(world, "two-then-one", *SLICED, stop_at=3)
+    world.train("two-then-one", "--resume")
+    train_together(
+        world,
+        "one-then-two",
+        *SLICED,
+        "--resume",
+        str(runs / "one-then-two/checkpoints/step-00000004"),
     )
-    assert ranks.finish() == [0, 0, 0, 143, 0, 0, 143, 0, 143, 0]
-    assert world.train("two-then-one", "--resume") == 0
 
     for name in ("copied", "sliced", "two-then-one", "one-then-two"):
         assert_near(runs / "one", runs / name, 1e-6)
-    assert_equal(runs / "sliced", runs / "behind")
     assert_equal(runs / "sliced", runs / "stopped")
     assert_equal(runs / "rarely", runs / "rarely-stopped")
 
 
 VARIANTS: dict[str, dict[str, Any]] = {
-    "one head": {"model": {"heads": {"horizon": 1}}},
     "parallel, untied, muon": {
         "model": {"heads": {"horizon": 3, "kind": "parallel"}, "tie_embeddings": False},
         "optim": {"name": "muon"},
@@ -127,7 +109,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "model": {"heads": {"horizon": 3, "kind": "linear"}},
         "train": {"freeze": "trunk"},
     },
-    "rho1": {"weighting": {"algorithm": "rho1-wmtp", "mode": "token_skip"}},
+    "rho1, one head": {
+        "model": {"heads": {"horizon": 1}},
+        "weighting": {"algorithm": "rho1-wmtp", "mode": "token_skip"},
+    },
     "hf, recomputing": {
         "model": {"kind": "hf", "architecture": "gpt2"},
         "train": {"gradient_checkpointing": True},
@@ -136,9 +121,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def test_every_kind_of_model_trains_in_slices(world: World, small_reference: Path) -> None:
-    ranks, recipe = Ranks(world), world.recipe
+    recipe = world.recipe
     world.config["paths"]["models"] = {"ref": str(small_reference)}
-    recipe["train"]["max_steps"] = 4
+    recipe["train"]["max_steps"] = 3
     names = {}
     for number, (name, changes) in enumerate(VARIANTS.items()):
         changed = {key: {**recipe[key], **value} for key, value in changes.items()}
@@ -147,8 +132,7 @@ def test_every_kind_of_model_trains_in_slices(world: World, small_reference: Pat
         world.recipe = {**recipe, **changed}
         names[name] = f"variant-{number}"
         world.train(f"{names[name]}-one")
-        ranks.train(names[name], *SLICED)
-    assert ranks.finish() == [0] * len(VARIANTS)
+        train_together(world, names[name], *SLICED)
     for name, folder in names.items():
         # Muon divides by singular values in bfloat16: where they are small, it follows rounding
         tolerance = 2e-3 if "muon" in name else 1e-5
@@ -163,10 +147,8 @@ def test_a_critic_goes_on_in_both_stages(world: World) -> None:
         "algorithm": "critic-wmtp",
         "stage1": {"max_steps": 6, "eval_interval": 3, "batch_size": 4},
     }
-    ranks = Ranks(world)
-    ranks.train("whole", *SLICED)
-    ranks.train("parts", *SLICED, stop_after=2)  # in stage 1
-    ranks.train("parts", *SLICED, "--resume", stop_after=9)
-    ranks.train("parts", *SLICED, "--resume")
-    assert ranks.finish() == [0, 143, 143, 0]
+    train_together(world, "whole", *SLICED)
+    train_together(world, "parts", *SLICED, stop_at=2)  # in stage 1
+    train_together(world, "parts", *SLICED, "--resume", stop_at=9)
+    train_together(world, "parts", *SLICED, "--resume")
     assert_equal(world.runs / "whole", world.runs / "parts")

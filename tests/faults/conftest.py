@@ -1,19 +1,21 @@
 """Toys that a whole session shares, and the table at its end."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from .harness import Outcome, Toy, can_trace
+from tests.processes.strace import can_trace
+
+from .harness import Outcome, Toy
 from .toys import make_scenario
 
 
 @pytest.fixture(scope="session")
-def toys(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Toy]]:
+def toys(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Toy]:
     """The toy of a name, made when it is first asked for."""
     made: dict[str, Toy] = {}
 
@@ -22,9 +24,7 @@ def toys(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], T
             made[name] = make_scenario(tmp_path_factory.mktemp(name.replace(" ", "-")), name)
         return made[name]
 
-    yield toy
-    for toy_made in made.values():
-        toy_made.programs.close()
+    return toy
 
 
 @pytest.fixture(scope="session")

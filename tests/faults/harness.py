@@ -1,22 +1,16 @@
-"""A toy run, processes that are really killed, and the comparison with a run that was not.
+"""A toy run, its processes really killed, and the comparison with a run that was not.
 
 Everything goes through the command line and the run folder: ``wmtp train``, its exit code, its
 files. How saving works inside is not known here.
 """
 
-import contextlib
 import json
-import os
 import re
-import select
 import shutil
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,245 +18,15 @@ import yaml
 from safetensors.torch import load_file
 
 from tests.end_to_end.conftest import TEXT
+from tests.processes.programs import Programs
+from tests.processes.running import Running
+from tests.processes.strace import traced
 from wmtp.checkpoints.checkpoint import find_damage, list_checkpoints, step_of
 from wmtp.runtime.metrics import read_metrics
 
 SAVE_INTERVAL = 5
 KEEP_LAST = 2
 TIMES = {"tokens_per_second", "memory/peak_bytes"}
-FORK_SERVER = Path(__file__).with_name("fork_server.py")
-
-
-# processes ----------------------------------------------------------------------------------------
-
-
-@dataclass
-class Running:
-    """A run of ``wmtp`` that was started.
-
-    Attributes:
-        pid: of a real process, leader of a session of its own.
-        output: file of what it says.
-        ended: waits for its end so many seconds; the exit code, minus the signal's number if one
-            ended it, or None if it still runs.
-        started: when, on the monotonic clock.
-        code: its exit code, once it was reaped.
-    """
-
-    pid: int
-    output: Path
-    ended: Callable[[float], int | None]
-    started: float = field(default_factory=time.monotonic)
-    code: int | None = None
-
-    @property
-    def said(self) -> str:
-        return self.output.read_text(errors="replace")
-
-    def kill(self, number: int = signal.SIGKILL) -> None:
-        # until it is reaped its number belongs to nobody else
-        os.kill(self.pid, number)
-
-    def reap(self, seconds: float) -> int | None:
-        """Wait so long; its exit code, None if it still runs."""
-        if self.code is None:
-            self.code = self.ended(seconds)
-        return self.code
-
-    def wait(self, seconds: float = 120.0) -> int:
-        code = self.reap(seconds)
-        if code is None:
-            self.kill()
-            self.reap(10.0)
-            raise AssertionError(f"still running after {seconds} s:\n{self.said}")
-        return code
-
-    def left_behind(self, seconds: float = 0.0) -> list[int]:
-        """Processes of its session that still live so many seconds after its end."""
-        deadline = time.monotonic() + seconds
-        while (left := _session(self.pid)) and time.monotonic() < deadline:
-            time.sleep(0.02)
-        return left
-
-
-def _session(leader: int) -> list[int]:
-    members = []
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            try:
-                status = Path("/proc", name, "stat").read_text()
-            except OSError:  # it ended meanwhile
-                continue
-            state, _, _, session = status.rpartition(")")[2].split()[:4]
-            if int(session) == leader and state != "Z":
-                members.append(int(name))
-    return members
-
-
-def ownerless_memory(since: float, patience: float = 20.0) -> set[str]:
-    """What was made in /dev/shm since then and is mapped by no process any more.
-
-    Other programs of this machine put theirs there too, but are alive, or were killed and are
-    about to be cleaned up after: hence the patience.
-    """
-    deadline = time.monotonic() + patience
-    while (
-        left := {
-            path.name
-            for path in Path("/dev/shm").iterdir()
-            if path.exists() and path.stat().st_mtime >= since and path.stat().st_uid == os.getuid()
-        }
-        - _mapped_memory()
-    ):
-        if time.monotonic() > deadline:
-            return left
-        time.sleep(0.1)
-    return set()
-
-
-def _mapped_memory() -> set[str]:
-    names: set[str] = set()
-    for process in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):  # it ended meanwhile, or is another user's
-            names |= set(re.findall(r"/dev/shm/(\S+)", (process / "maps").read_text()))
-    return names
-
-
-class Programs:
-    """Starts ``wmtp`` in a folder: forked from a process that has torch, or from scratch."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._count = 0
-        self._server: subprocess.Popen[str] | None = None
-
-    def fork(self, *arguments: str, **request: Any) -> Running:
-        """Start by the fork server; ``request`` may hold what ``fork_server.become`` knows."""
-        output = self._output()
-        answer = self._ask(
-            {"start": arguments, "cwd": str(self.folder), "output": str(output)} | request
-        )
-        pid = answer["pid"]
-        return Running(pid, output, lambda seconds: self._reap(pid, seconds))
-
-    def real(self, *arguments: str, prefix: tuple[str, ...] = (), **environment: str) -> Running:
-        """Start ``python -m wmtp``."""
-        output = self._output()
-        with output.open("w") as file:
-            process = subprocess.Popen(
-                [*prefix, sys.executable, "-m", "wmtp", *arguments],
-                cwd=self.folder, stdin=subprocess.DEVNULL, stdout=file, stderr=file,
-                start_new_session=True, env=os.environ | environment,
-                # a shell's background job ignores Ctrl-C
-                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-            )  # fmt: skip
-
-        def reap(seconds: float) -> int | None:
-            try:
-                return process.wait(seconds)
-            except subprocess.TimeoutExpired:
-                return None
-
-        return Running(process.pid, output, reap)
-
-    def close(self) -> None:
-        if self._server is not None:
-            self._server.communicate()
-
-    def _output(self) -> Path:
-        self._count += 1
-        output = self.folder / f"output-{self._count:04d}.txt"
-        output.touch()
-        return output
-
-    def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        self._tell(request)
-        return self._answer()
-
-    def _tell(self, request: dict[str, Any]) -> None:
-        if self._server is None:
-            self._server = subprocess.Popen(
-                [sys.executable, str(FORK_SERVER)],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            )  # fmt: skip
-            assert self._answer()["ready"] == self._server.pid
-        assert self._server.stdin is not None
-        print(json.dumps(request), file=self._server.stdin, flush=True)
-
-    def _answer(self, seconds: float = 120.0) -> dict[str, Any]:
-        assert self._server is not None
-        assert self._server.stdout is not None
-        assert select.select([self._server.stdout], [], [], seconds)[0], "the fork server hangs"
-        answer: dict[str, Any] = json.loads(self._server.stdout.readline())
-        return answer
-
-    def _reap(self, pid: int, seconds: float) -> int | None:
-        deadline = time.monotonic() + seconds
-        while _is_running(pid):  # the server can do nothing else while it waits
-            if time.monotonic() > deadline:
-                return None
-            time.sleep(0.005)
-        return int(self._ask({"wait": pid})["status"])
-
-
-def _is_running(pid: int) -> bool:
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-
-
-# strace -------------------------------------------------------------------------------------------
-
-
-def can_trace() -> bool:
-    """Whether ``strace`` is there and may attach to a process here."""
-    sleeper = subprocess.Popen(["sleep", "10"])
-    try:
-        command = ["strace", "-e", "inject=all:signal=KILL", "-p", str(sleeper.pid)]
-        with subprocess.Popen(command, stderr=subprocess.DEVNULL) as tracer:
-            tracer.wait(5)
-        return sleeper.wait(5) == -signal.SIGKILL
-    except (OSError, subprocess.TimeoutExpired):
-        return False
-    finally:
-        sleeper.kill()
-        sleeper.wait()
-
-
-@contextmanager
-def traced(programs: Programs, *arguments: str, rules: tuple[str, ...]) -> Iterator[Running]:
-    """A forked run whose system calls ``strace`` sees, and spoils, from its first line on.
-
-    Args:
-        programs: where it runs; the calls are written to ``strace.txt`` there.
-        arguments: of wmtp.
-        rules: each goes behind ``-e``, such as ``inject=fsync:signal=KILL:when=3``; a count is
-            each thread's own.
-    """
-    gate = programs.folder / "gate"
-    gate.unlink(missing_ok=True)
-    os.mkfifo(gate)
-    run = programs.fork(*arguments, gate=str(gate))
-    log = programs.folder / "strace.txt"
-    options = [option for rule in rules for option in ("-e", rule)]
-    tracer = subprocess.Popen(
-        ["strace", "-f", "-y", "-qq", "-o", str(log), *options, "-p", str(run.pid)],
-        stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    while not _is_traced(run.pid):
-        assert tracer.poll() is None, "strace could not attach"
-        time.sleep(0.002)
-    gate.write_text("go")
-    run.started = time.monotonic()
-    try:
-        yield run
-    finally:
-        if tracer.poll() is None and run.reap(0) is None:
-            run.kill()
-        tracer.communicate(timeout=20)
-
-
-def _is_traced(pid: int) -> bool:
-    status = Path(f"/proc/{pid}/status").read_text()
-    return re.search(r"^TracerPid:\s*[1-9]", status, re.MULTILINE) is not None
 
 
 # a toy world --------------------------------------------------------------------------------------

@@ -10,7 +10,9 @@ import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
-from .harness import Running, Toy, wait_until
+from tests.processes.running import Running
+
+from .harness import Toy, wait_until
 
 LIMIT_SECONDS = 30.0
 SCRIPT = Path(__file__).with_name("spoiled_rank.py")

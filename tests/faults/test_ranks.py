@@ -13,16 +13,9 @@ from pathlib import Path
 import pytest
 
 from tests.end_to_end.test_two_ranks import assert_equal
+from tests.processes.running import ownerless_memory
 
-from .harness import (
-    Outcome,
-    Toy,
-    assert_tidy,
-    good_step,
-    last_step,
-    ownerless_memory,
-    wait_until,
-)
+from .harness import Outcome, Toy, assert_tidy, good_step, last_step, wait_until
 from .jobs import BEHIND, RAISES, SLICED, Job, seen, start, told
 
 

@@ -9,17 +9,10 @@ from typing import Any
 
 import pytest
 
-from .harness import (
-    Outcome,
-    Running,
-    Toy,
-    assert_same_result,
-    assert_tidy,
-    list_checkpoints,
-    ownerless_memory,
-    traced,
-    wait_until,
-)
+from tests.processes.running import Running, ownerless_memory
+from tests.processes.strace import traced
+
+from .harness import Outcome, Toy, assert_same_result, assert_tidy, list_checkpoints, wait_until
 
 NUMBERS = [signal.SIGTERM, signal.SIGINT]
 SECOND_SIGNAL_SECONDS = 5.0

@@ -11,20 +11,20 @@ from pathlib import Path
 
 import pytest
 
+from tests.processes.running import Running
+from tests.processes.strace import traced
 from wmtp.checkpoints.checkpoint import find_damage, list_checkpoints
 
 from .harness import (
     KEEP_LAST,
     SAVE_INTERVAL,
     Outcome,
-    Running,
     Toy,
     assert_same_result,
     assert_tidy,
     good_step,
     last_step,
     system_calls,
-    traced,
     wait_until,
 )
 

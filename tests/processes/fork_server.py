@@ -12,6 +12,7 @@ through the interpreter's ordinary end. What could still differ (a hash seed tha
 would show up against the undisturbed runs, which are made by ``python -m wmtp``.
 """
 
+import gc
 import importlib
 import json
 import multiprocessing
@@ -21,7 +22,9 @@ import resource
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 # calls by which a checkpoint comes to be on the disk; pathlib and shutil come through here too
@@ -53,6 +56,31 @@ def is_temporary(place: Any) -> bool:
     return "/.tmp-" in os.fspath(place)
 
 
+def hang_in_saves() -> None:
+    """Have each save that this process makes last for a minute; ``hangs`` is there meanwhile."""
+    from wmtp.state import Snapshot
+
+    def write(snapshot: Snapshot, folder: Path, ranks: Any) -> None:
+        Path("hangs").touch()
+        time.sleep(60)
+
+    Snapshot.write = write  # type: ignore[method-assign]
+
+
+def stop_at_look(number: int) -> None:
+    """Have this process find, when it looks the ``number``-th time, that a signal came."""
+    from wmtp.runtime.stopping import StopRequest
+
+    looks = 0
+
+    def requested(_: StopRequest) -> bool:
+        nonlocal looks
+        looks += 1
+        return looks >= number
+
+    StopRequest.requested = property(requested)  # type: ignore[assignment,method-assign]
+
+
 def become(request: dict[str, Any]) -> None:
     """Turn a forked child into the program: own session, own standard files, then ``main``."""
     os.setsid()  # what it leaves behind is found by its session
@@ -70,8 +98,13 @@ def become(request: dict[str, Any]) -> None:
             gate.read()
     if request.get("largest_file"):
         resource.setrlimit(resource.RLIMIT_FSIZE, (request["largest_file"],) * 2)
+    os.environ.update(request.get("environment", {}))
     if request.get("kill_before"):
         kill_before(request["kill_before"])
+    if request.get("stop_at_look"):
+        stop_at_look(request["stop_at_look"])
+    if request.get("hang_in_saves"):
+        hang_in_saves()
     if request.get("temporary"):
         os.environ["TMPDIR"] = tempfile.tempdir = request["temporary"]
     if request.get("start_method"):
@@ -96,6 +129,8 @@ def import_everything() -> None:
 
 def serve() -> None:
     import_everything()
+    gc.collect()
+    gc.freeze()  # else each child's collector writes to, and so copies, all that was imported
     print(json.dumps({"ready": os.getpid()}), flush=True)
     while line := sys.stdin.readline():
         request = json.loads(line)
