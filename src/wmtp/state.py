@@ -86,6 +86,7 @@ class Moving:
     Attributes:
         value_head: the critic's; None where the weighting needs no values.
         memory: what the weighting remembers from step to step, on the device.
+        sums: what it counts during a step, on the device; zeros between two.
         first_bad_step: on the device, infinite while every gradient was finite.
         skipped: on the device, how many updates were passed over.
     """
@@ -97,6 +98,7 @@ class Moving:
     window: Window
     progress: Progress
     memory: dict[str, Tensor]
+    sums: dict[str, Tensor]
     first_bad_step: Tensor
     skipped: Tensor
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from wmtp.data.batches import Batch
 from wmtp.data.share import StepShare
-from wmtp.distributed.sharding import is_sliced, let_go, send_gradients
+from wmtp.distributed.sharding import has_slices, is_sliced, let_go, send_gradients
 from wmtp.errors import DeviceError
 from wmtp.evaluation.window import Window
 from wmtp.job import Job
@@ -30,7 +30,7 @@ from wmtp.optim import (
     step_optimizers,
 )
 from wmtp.state import Moving, Progress, named_parameters
-from wmtp.weighting import Signals, find_critic, observe, weigh_chunk
+from wmtp.weighting import Signals, find_critic, observe, remember, weigh_chunk
 
 SMALLEST_LOSS_SCALE: Final = 2.0**-20
 """fp16's loss scale starts at 2^16 and halves at each bad step; no good one needs it this low."""
@@ -100,7 +100,7 @@ def set_in_motion(job: Job) -> Moving:
     )
     scaler = device.grad_scaler()
     scaler.scale(torch.zeros((), device=device.torch_device))  # it builds its state on first use
-    memory = job.settings.recipe.weighting.start_memory()
+    weighting, place = job.settings.recipe.weighting, device.torch_device
     return Moving(
         model=job.model,
         value_head=job.value_head,
@@ -108,72 +108,10 @@ def set_in_motion(job: Job) -> Moving:
         scaler=scaler,
         window=Window(job.model.horizon, device),
         progress=Progress(),
-        memory={name: value.to(device.torch_device) for name, value in memory.items()},
-        first_bad_step=torch.full((), torch.inf, device=device.torch_device),
-        skipped=torch.zeros((), device=device.torch_device),
-    )
-
-
-def take_step(job: Job, moving: Moving, feed: Feed) -> int | None:
-    """Learn the next step's rows and move the parameters.
-
-    Returns:
-        How many rows a micro-batch has from now on if memory ran out, else None.
-
-    Raises:
-        DeviceError: a single row does not fit into memory, or a rank of several ran out of it.
-    """
-    before = {name: value.clone() for name, value in moving.memory.items()}
-    fits = None
-    while not try_to_learn(job, moving, feed.next_step()):
-        if job.ranks.count > 1 or not feed.make_smaller():
-            raise out_of_memory(job, feed.share)
-        fits = max(feed.share.sizes)
-        forget_gradients(moving)
-        moving.window.forget_step()
-        for name, value in moving.memory.items():
-            value.copy_(before[name])
-        job.device.empty_cache()
-    job.ranks.average_in_place(moving.memory)
-    norm, skipped = update(job, moving)
-    if skipped is not None:  # what was learned from it is not remembered either
-        for name, value in moving.memory.items():
-            value.copy_(torch.where(skipped, before[name], value))
-    length = job.settings.recipe.data.train.max_length
-    moving.progress.advance(job.rows_per_step, length)
-    moving.window.end_step(norm, job.rows_per_step * length, left_out=skipped)
-    return fits
-
-
-def try_to_learn(job: Job, moving: Moving, batches: list[Batch]) -> bool:
-    """Learn the micro-batches of a step; False if memory ran out.
-
-    Leaving this function lets go of what the failed pass held, which the traceback would keep.
-    """
-    share = share_of(job, moving, batches)
-    try:
-        for number, batch in enumerate(batches, start=1):
-            send_gradients(job.model, now=number == len(batches))
-            learn(job, moving, batch.to(job.device.torch_device), share)
-    except RuntimeError as error:
-        if not job.device.is_out_of_memory(error):
-            raise
-        return False
-    return True
-
-
-def out_of_memory(job: Job, share: StepShare) -> DeviceError:
-    """What to say when smaller micro-batches are no way out."""
-    largest = max(share.sizes)
-    if job.ranks.count > 1:
-        return DeviceError(
-            f"rank {job.ranks.index} ran out of memory with {largest} rows in a micro-batch. Halve "
-            "data.train.batch_size and double train.gradient_accumulation: the steps stay what "
-            "they are. Then go on with --resume."
-        )
-    return DeviceError(
-        "memory ran out with a single row in a micro-batch. Set train.gradient_checkpointing: "
-        "true, lower data.train.max_length, or train a smaller model."
+        memory={name: value.to(place) for name, value in weighting.start_memory().items()},
+        sums={name: value.to(place) for name, value in weighting.start_sums().items()},
+        first_bad_step=torch.full((), torch.inf, device=place),
+        skipped=torch.zeros((), device=place),
     )
 
 
@@ -192,6 +130,86 @@ class Share:
     valid_count: float
     value_count: float
     loss_scale: float
+
+
+def take_step(job: Job, moving: Moving, feed: Feed) -> int | None:
+    """Learn the next step's rows and move the parameters.
+
+    Returns:
+        How many rows a micro-batch has from now on if memory ran out, else None.
+
+    Raises:
+        DeviceError: a single row does not fit into memory, or a rank ran out of it whose model is
+            in slices: the others would wait for its part.
+    """
+    batches = feed.next_step()
+    share = share_of(job, moving, batches)
+    fits = None
+    while not try_to_learn(job, moving, batches, share):
+        if has_slices(job.model) or not feed.make_smaller():
+            raise out_of_memory(job, feed.share)
+        fits = max(feed.share.sizes)
+        forget_gradients(moving)
+        moving.window.forget_step()
+        forget_sums(moving)
+        job.device.empty_cache()
+        batches = feed.next_step()
+    job.ranks.sum_in_place(moving.sums.values())
+    norm, skipped = update(job, moving)
+    learn_from_sums(job, moving, skipped)
+    length = job.settings.recipe.data.train.max_length
+    moving.progress.advance(job.rows_per_step, length)
+    moving.window.end_step(norm, job.rows_per_step * length, left_out=skipped)
+    return fits
+
+
+def learn_from_sums(job: Job, moving: Moving, skipped: Tensor | None) -> None:
+    """Let the weighting remember the step's sums; of a step that was passed over, nothing."""
+    if not moving.sums:
+        return
+    before = {} if skipped is None else {n: value.clone() for n, value in moving.memory.items()}
+    remember(job.settings.recipe.weighting, moving.memory, moving.sums)
+    if skipped is not None:
+        for name, value in moving.memory.items():
+            value.copy_(torch.where(skipped, before[name], value))
+    forget_sums(moving)
+
+
+def forget_sums(moving: Moving) -> None:
+    """Begin the weighting's counts of a step again."""
+    for value in moving.sums.values():
+        value.zero_()
+
+
+def try_to_learn(job: Job, moving: Moving, batches: list[Batch], share: Share) -> bool:
+    """Learn the micro-batches of a step; False if memory ran out.
+
+    Leaving this function lets go of what the failed pass held, which the traceback would keep.
+    """
+    try:
+        for number, batch in enumerate(batches, start=1):
+            send_gradients(job.model, now=number == len(batches))
+            learn(job, moving, batch.to(job.device.torch_device), share)
+    except RuntimeError as error:
+        if not job.device.is_out_of_memory(error):
+            raise
+        return False
+    return True
+
+
+def out_of_memory(job: Job, share: StepShare) -> DeviceError:
+    """What to say when smaller micro-batches are no way out."""
+    largest = max(share.sizes)
+    if has_slices(job.model):
+        return DeviceError(
+            f"rank {job.ranks.index} ran out of memory with {largest} rows in a micro-batch. Halve "
+            "data.train.batch_size and double train.gradient_accumulation: the steps stay what "
+            "they are. Then go on with --resume."
+        )
+    return DeviceError(
+        "memory ran out with a single row in a micro-batch. Set train.gradient_checkpointing: "
+        "true, lower data.train.max_length, or train a smaller model."
+    )
 
 
 def share_of(job: Job, moving: Moving, batches: list[Batch]) -> Share:
@@ -238,7 +256,7 @@ def learn(job: Job, moving: Moving, batch: Batch, share: Share) -> LossOutput:
 
     Args:
         job: model, weighting and what they need.
-        moving: what the weighting remembers, and the window that counts.
+        moving: what the weighting remembers and counts, and the window of logged sums.
         batch: on the device.
         share: what the whole step has in common.
     """
@@ -252,6 +270,7 @@ def learn(job: Job, moving: Moving, batch: Batch, share: Share) -> LossOutput:
         rewards=batch.rewards_BSH,
         last=batch.last_BSH,
         memory=moving.memory,
+        sums=moving.sums,
     )
     value_loss, critic = None, find_critic(weighting)
     if moving.value_head is not None and critic is not None:

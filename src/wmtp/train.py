@@ -19,6 +19,7 @@ from wmtp.checkpoints.uploads import Uploads
 from wmtp.data.order import rows_at
 from wmtp.data.shards import gather_bad_lines
 from wmtp.data.tokenizer import TextTokenizer
+from wmtp.distributed.ranks import Ranks
 from wmtp.errors import CheckpointError, DivergedError
 from wmtp.evaluation.held_out import measure_heads
 from wmtp.job import Job
@@ -143,10 +144,7 @@ def train(
             set_learning_rate(moving.optimizers, lr)
             fits = take_step(job, moving, feed)
             if fits is not None:
-                console.warning(
-                    f"memory ran out: from step {progress.step} on a micro-batch has {fits} rows; "
-                    "steps learn from the same rows as before"
-                )
+                tell_what_fits(fits, job.ranks, progress.step, console)
             bar.advance(progress.step)
 
             last = progress.step >= job.max_steps
@@ -256,6 +254,18 @@ def rate_at(job: Job, step: int) -> float:
         decay_fraction=optim.decay_fraction,
         minimum=optim.min_lr,
     )
+
+
+def tell_what_fits(rows: int, ranks: Ranks, step: int, console: Console) -> None:
+    """Say, on the rank whose memory ran out, what its micro-batches are from now on."""
+    line = (
+        f"memory ran out: from step {step} on a micro-batch has {rows} rows; steps learn from "
+        "the same rows as before"
+    )
+    if ranks.is_first:
+        console.warning(line)
+    else:  # which has a console that nobody sees
+        Console().warning(f"rank {ranks.index}: {line}")
 
 
 def look_for_bad_steps(job: Job, moving: Moving, folder: RunFolder, console: Console) -> None:

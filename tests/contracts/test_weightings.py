@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from wmtp.weighting import ALGORITHMS, Signals, Weighting, observe, weigh_chunk
+from wmtp.weighting import ALGORITHMS, Signals, Weighting, observe, remember, weigh_chunk
+from wmtp.weighting.base import weights_of
 
 ALONE: list[tuple[str, dict[str, Any]]] = [
     ("baseline-mtp", {}),
@@ -52,6 +53,7 @@ def make_signals(weighting: Weighting, seed: int = 0) -> tuple[Signals, Tensor]:
         rewards=rewards_BT.unfold(1, 3, 1),
         last=last_BT.unfold(1, 3, 1),
         memory=weighting.start_memory(),
+        sums=weighting.start_sums(),
     )
     return signals, ce
 
@@ -64,6 +66,16 @@ def weigh(weighting: Weighting, signals: Signals, ce: Tensor) -> Tensor:
     return weigh_chunk(weighting, signals, given, slice(0, 4))
 
 
+def take_step(weighting: Weighting, signals: Signals, ce: Tensor, micro_batches: int = 1) -> None:
+    """What the loop does to a weighting in one step, all of whose micro-batches are the same."""
+    for _ in range(micro_batches):
+        weigh(weighting, signals, ce)
+        observe(weighting, observed(signals, ce))
+    remember(weighting, signals.memory, signals.sums)
+    for tensor in signals.sums.values():
+        tensor.zero_()
+
+
 def observed(signals: Signals, ce: Tensor) -> Signals:
     return Signals(**{**vars(signals), "ce": ce})
 
@@ -72,16 +84,15 @@ def test_every_algorithm_is_held_to_the_contract() -> None:
     assert {name for name, _ in OPTIONS} == set(ALGORITHMS)
 
 
-@pytest.mark.parametrize("micro_batches", [0, 3])
+@pytest.mark.parametrize("steps", [0, 3])
 @pytest.mark.parametrize(("name", "options"), OPTIONS, ids=str)
 def test_mean_one_over_each_row_and_nothing_where_invalid(
-    name: str, options: dict[str, Any], micro_batches: int
+    name: str, options: dict[str, Any], steps: int
 ) -> None:
     weighting = make(name, options)
     signals, ce = make_signals(weighting)
-    for _ in range(micro_batches):
-        weigh(weighting, signals, ce)
-        observe(weighting, observed(signals, ce))
+    for _ in range(steps):
+        take_step(weighting, signals, ce, micro_batches=2)
     weights = weigh(weighting, signals, ce)
     valid = signals.valid_BSH
     assert weights.dtype == torch.float32
@@ -94,17 +105,14 @@ def test_mean_one_over_each_row_and_nothing_where_invalid(
 
 
 @pytest.mark.parametrize(("name", "options"), OPTIONS, ids=str)
-def test_a_micro_batch_without_valid_targets_leaves_no_trace(
-    name: str, options: dict[str, Any]
-) -> None:
+def test_a_step_without_valid_targets_leaves_no_trace(name: str, options: dict[str, Any]) -> None:
     weighting = make(name, options)
     signals, ce = make_signals(weighting)
-    weigh(weighting, signals, ce)
-    observe(weighting, observed(signals, ce))
+    take_step(weighting, signals, ce)
     before = {key: tensor.clone() for key, tensor in signals.memory.items()}
     nothing = Signals(**{**vars(signals), "valid_BSH": torch.zeros_like(signals.valid_BSH)})
     assert not weigh(weighting, nothing, ce).any()
-    observe(weighting, observed(nothing, ce))
+    take_step(weighting, nothing, ce)
     assert all(signals.memory[key].equal(tensor) for key, tensor in before.items())
 
 
@@ -142,18 +150,51 @@ def test_weights_and_memory_carry_no_gradient(name: str, options: dict[str, Any]
 
 
 @pytest.mark.parametrize(("name", "options"), OPTIONS, ids=str)
-def test_memory_is_changed_in_place_and_never_replaced(name: str, options: dict[str, Any]) -> None:
-    """The loop saves the tensors it was given: a weighting that made new ones would lose them."""
+def test_memory_changes_in_place_at_the_end_of_a_step(name: str, options: dict[str, Any]) -> None:
+    """The loop saves the tensors it was given: a weighting that made new ones would lose them.
+
+    And a micro-batch that changed them would do so on one rank alone.
+    """
     weighting = make(name, options)
     signals, ce = make_signals(weighting)
-    before = dict(signals.memory)
+    memory, sums = dict(signals.memory), dict(signals.sums)
     weigh(weighting, signals, ce)
     observe(weighting, observed(signals, ce))
-    assert signals.memory.keys() == before.keys()
-    assert all(signals.memory[key] is tensor for key, tensor in before.items())
-    assert all(key in weighting.start_memory() for key in before)
-    if before:
-        assert any(tensor.any() for tensor in before.values())
+    assert all(tensor.equal(weighting.start_memory()[key]) for key, tensor in memory.items())
+    assert bool(memory) == bool(sums) == any(tensor.any() for tensor in sums.values())
+    remember(weighting, signals.memory, signals.sums)
+    assert signals.memory.keys() == memory.keys() == weighting.start_memory().keys()
+    assert all(signals.memory[key] is tensor for key, tensor in memory.items())
+    assert all(signals.sums[key] is tensor for key, tensor in sums.items())
+    assert bool(memory) == any(tensor.any() for tensor in memory.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [one for one in OPTIONS if "random_matched" not in str(one)], ids=str
+)
+def test_how_a_step_is_cut_changes_nothing(name: str, options: dict[str, Any]) -> None:
+    """Rows one by one, as on four ranks, or all at once."""
+    weighting = make(name, options)
+    signals, ce = make_signals(weighting)
+    whole = {key: tensor.clone() for key, tensor in signals.memory.items()}
+    torch.manual_seed(0)
+    weigh(weighting, signals, ce)
+    observe(weighting, observed(signals, ce))
+    remember(weighting, whole, signals.sums)
+    for tensor in signals.sums.values():
+        tensor.zero_()
+    for i in range(4):
+        row = signals.of_rows(slice(i, i + 1), ce[i : i + 1])
+        weights_of(weighting, row if weighting.scope != "token" else in_one_row(row))
+        observe(weighting, row)
+    remember(weighting, signals.memory, signals.sums)
+    for key, tensor in signals.memory.items():
+        torch.testing.assert_close(tensor, whole[key])
+
+
+def in_one_row(signals: Signals) -> Signals:
+    """As scope ``token`` is asked."""
+    return signals.of_positions(slice(None), signals.ce_BSH.flatten(0, 1).unsqueeze(0))
 
 
 @pytest.mark.parametrize(("name", "options"), OPTIONS, ids=str)
@@ -165,7 +206,6 @@ def test_random_numbers_and_memory_decide_the_weights(name: str, options: dict[s
         signals, ce = make_signals(weighting)
         torch.manual_seed(5)
         for _ in range(2):
-            weigh(weighting, signals, ce)
-            observe(weighting, observed(signals, ce))
+            take_step(weighting, signals, ce)
         runs.append(weigh(weighting, signals, ce))
     assert runs[0].equal(runs[1])

@@ -12,7 +12,6 @@ def test_one_process_is_a_run_of_one_rank_for_which_nothing_is_done() -> None:
     tensor = torch.tensor([1.0, 2.0])
     ALONE.sum_in_place([tensor])
     ALONE.gather_on_first({"a": tensor})
-    ALONE.average_in_place({"a": tensor})
     assert tensor.tolist() == [1.0, 2.0]
     assert ALONE.sum([1.5]) == [1.5]
     assert [ALONE.any(False), ALONE.any(True)] == [False, True]

@@ -26,9 +26,15 @@ class Greedy(Weighting):
     def start_memory(self):
         return {"seen": torch.zeros(())}
 
+    def start_sums(self):
+        return {"seen": torch.zeros(())}
+
+    def remember(self, memory, sums):
+        memory["seen"] += sums["seen"]
+
     def weights(self, signals):
-        signals.memory["seen"] += len(signals.valid_BSH)
-        first = signals.memory["seen"] == len(signals.valid_BSH)
+        signals.sums["seen"] += len(signals.valid_BSH)
+        first = signals.sums["seen"] + signals.memory["seen"] == len(signals.valid_BSH)
         if len(signals.valid_BSH) > self.most_rows and (not first or self.most_rows < 2):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
         return torch.ones_like(signals.valid_BSH, dtype=torch.float32)
@@ -169,7 +175,7 @@ def test_a_row_that_does_not_fit_ends_the_run_with_what_to_do(world: World) -> N
         world.train("run")
 
 
-def test_what_a_weighting_remembers_is_put_back_before_a_step_is_tried_again(world: World) -> None:
+def test_what_a_weighting_counts_is_forgotten_before_a_step_is_tried_again(world: World) -> None:
     """Else the micro-batches that did fit would count twice."""
     greedy(world, 3)
     world.recipe["train"] |= {"gradient_accumulation": 2, "max_steps": 4}

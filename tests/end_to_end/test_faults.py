@@ -71,7 +71,7 @@ def test_a_mistake_of_a_later_rank_ends_the_job_and_is_told(toy: Toy) -> None:
     ranks = fork_ranks(toy.programs, *toy.arguments("ranks", "--set", weighting))
     assert ranks.wait()[1] == 2
     first, second = (rank.said for rank in ranks.ranks)
-    assert "rank 1: error: weighting.algorithm ./bad.py: weights(signals) raised" in second
+    assert "rank 1: error: weighting.algorithm ./bad.py: weights() raised" in second
     assert "RuntimeError: a mistake" in second
     assert "error" not in first
     assert "Traceback" not in first + second

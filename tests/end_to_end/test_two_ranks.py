@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -19,8 +20,8 @@ TIMES = ("tokens_per_second", "memory/peak_bytes")
 
 def train_together(
     world: World, name: str, *more: str, stop_at: int | None = None, count: int = 2
-) -> None:
-    """Train the recipe as it stands, as so many processes.
+) -> str:
+    """Train the recipe as it stands, as so many processes; what they said.
 
     Args:
         world: holds recipe and config.
@@ -36,6 +37,11 @@ def train_together(
         count=count, spoiled={} if stop_at is None else {count - 1: {"stop_at_look": stop_at}},
     )  # fmt: skip
     assert ranks.wait() == [0 if stop_at is None else 143] * count, ranks.said
+    return ranks.said
+
+
+def losses(run: Path) -> list[float]:
+    return [row["loss"] for row in read_metrics(run / "metrics.jsonl") if "loss" in row]
 
 
 def assert_near(one: Path, other: Path, tolerance: float) -> None:
@@ -140,7 +146,7 @@ def test_every_kind_of_model_trains_in_slices(world: World, small_reference: Pat
 
 
 def test_a_critic_goes_on_in_both_stages(world: World) -> None:
-    """Each rank keeps running means of its own rows: bit-equal to itself, and near one process."""
+    """Bit-equal to itself when it is stopped, and near one process: moments are of all rows."""
     labelled_rows(world.folder / "rows.jsonl")
     world.recipe["data"]["train"]["sources"] = [str(world.folder / "rows.jsonl")]
     world.recipe["weighting"] = {
@@ -152,3 +158,45 @@ def test_a_critic_goes_on_in_both_stages(world: World) -> None:
     train_together(world, "parts", *SLICED, "--resume", stop_at=9)
     train_together(world, "parts", *SLICED, "--resume")
     assert_equal(world.runs / "whole", world.runs / "parts")
+    world.train("one")
+    assert losses(world.runs / "whole") == pytest.approx(losses(world.runs / "one"), abs=1e-6)
+    assert_near(world.runs / "one", world.runs / "whole", 1e-5)
+
+
+def test_memory_that_runs_out_on_one_rank_halves_its_micro_batches(world: World) -> None:
+    """The other rank waits for it, and both learn from the same rows as one process."""
+    (world.folder / "greedy.py").write_text(RUNS_OUT)
+    world.recipe["weighting"] = {"algorithm": str(world.folder / "greedy.py")}
+    world.recipe["data"]["train"]["batch_size"] = 4
+    world.train("one", "--set", "train.max_steps=4")
+    said = train_together(world, "two", "--set", "train.max_steps=4")
+    line = "rank 1: memory ran out: from step 2 on a micro-batch has 2 rows"
+    assert said.count("memory ran out") == said.count(line) == 1
+    assert losses(world.runs / "two") == pytest.approx(losses(world.runs / "one"), abs=1e-6)
+    assert_near(world.runs / "one", world.runs / "two", 1e-5)
+
+
+RUNS_OUT = """
+import os, torch
+from wmtp.weighting import Weighting
+
+class Greedy(Weighting):
+    scope = "known"
+
+    def start_memory(self):
+        return {"steps": torch.zeros(())}
+
+    def start_sums(self):
+        return {"rows": torch.zeros(())}
+
+    def remember(self, memory, sums):
+        assert sums["rows"] == 8
+        memory["steps"] += 1
+
+    def weights(self, signals):
+        signals.sums["rows"] += len(signals.valid_BSH)
+        too_many = len(signals.valid_BSH) > 2 and signals.memory["steps"] == 1
+        if os.environ.get("RANK") == "1" and too_many:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return signals.valid_BSH.float()
+"""

@@ -132,7 +132,7 @@ import os
 from wmtp.weighting import Weighting
 
 class Bad(Weighting):
-    """Raises at the twentieth micro-batch of one rank."""
+    """Raises in the seventh step of one rank."""
     scope = "known"
     rank: int
     text: str
@@ -141,8 +141,15 @@ class Bad(Weighting):
         import torch
         return {"seen": torch.zeros(())}
 
+    def start_sums(self):
+        import torch
+        return {"seen": torch.zeros(())}
+
+    def remember(self, memory, sums):
+        memory["seen"] += sums["seen"]
+
     def weights(self, signals):
-        signals.memory["seen"] += 1
+        signals.sums["seen"] += 1
         if os.environ["RANK"] == str(self.rank) and signals.memory["seen"] > 10:
             import torch
             raise (torch.OutOfMemoryError if "memory" in self.text else RuntimeError)(self.text)

@@ -198,15 +198,21 @@ import os, time, torch
 from wmtp.weighting import Weighting
 
 class Slow(Weighting):
-    """The first rank takes its time at the tenth micro-batch, the other waits for it."""
+    """The first rank takes its time in the seventh step, the other waits for it."""
     scope = "known"
 
     def start_memory(self):
         return {"seen": torch.zeros(())}
 
+    def start_sums(self):
+        return {"seen": torch.zeros(())}
+
+    def remember(self, memory, sums):
+        memory["seen"] += sums["seen"]
+
     def weights(self, signals):
-        signals.memory["seen"] += 1
-        if os.environ["RANK"] == "0" and signals.memory["seen"] > 5:
+        signals.sums["seen"] += 1
+        if os.environ["RANK"] == "0" and signals.memory["seen"] > 10:
             time.sleep(60)
         return signals.valid_BSH.float()
 '''

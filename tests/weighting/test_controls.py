@@ -1,3 +1,4 @@
+from collections.abc import Mapping
 from typing import ClassVar
 
 import pytest
@@ -14,6 +15,7 @@ from wmtp.weighting import (
     Signals,
     Weighting,
     observe,
+    remember,
     weigh_chunk,
 )
 from wmtp.weighting.base import Scope
@@ -39,12 +41,19 @@ class CountsCalls(Weighting):
     def start_memory(self) -> dict[str, Tensor]:
         return {"asked": torch.zeros(()), "shown": torch.zeros(())}
 
+    def start_sums(self) -> dict[str, Tensor]:
+        return self.start_memory()
+
     def weights(self, signals: Signals) -> Tensor:
-        signals.memory["asked"].add_(1)
+        signals.sums["asked"].add_(1)
         return signals.valid_BSH.float()
 
     def observe(self, signals: Signals) -> None:
-        signals.memory["shown"].add_(1)
+        signals.sums["shown"].add_(1)
+
+    def remember(self, memory: Mapping[str, Tensor], sums: Mapping[str, Tensor]) -> None:
+        for name, value in sums.items():
+            memory[name].add_(value)
 
 
 def random_case(seed: int = 0, B: int = 4, S: int = 50, H: int = 3) -> tuple[Tensor, Tensor]:
@@ -106,9 +115,11 @@ def test_scope_and_needs_are_those_of_the_inner_weighting() -> None:
 
 
 def watch(weighting: RandomMatched, ce: Tensor, valid: Tensor, times: int = 1) -> Signals:
-    signals = Signals(valid, ce, reference_ce=torch.zeros_like(ce), memory=weighting.start_memory())
+    memory, sums = weighting.start_memory(), weighting.start_sums()
+    signals = Signals(valid, ce, reference_ce=torch.zeros_like(ce), memory=memory, sums=sums)
     for _ in range(times):
         observe(weighting, signals)
+    remember(weighting, memory, sums)
     return signals
 
 
@@ -176,7 +187,10 @@ def test_only_measured_targets_are_observed_and_old_ones_fade() -> None:
 
     def show(weight: float, *valid: bool) -> None:
         ce = torch.full((1, len(valid), 1), weight)
-        observe(weighting, Signals(torch.tensor(valid).view(1, -1, 1), ce, memory=memory))
+        sums = weighting.start_sums()
+        valid_BSH = torch.tensor(valid).view(1, -1, 1)
+        observe(weighting, Signals(valid_BSH, ce, memory=memory, sums=sums))
+        remember(weighting, memory, sums)
 
     show(1.5, True, True, False)
     show(0.0, True, False, False)
@@ -214,8 +228,10 @@ def test_the_inner_weighting_keeps_its_own_memory(control: type[Shuffled | Rando
     weighting = control(around=control(around=CountsCalls()))
     memory = weighting.start_memory()
     assert {"around.around.asked", "around.around.shown"} <= memory.keys()
-    signals = Signals(torch.ones(1, 2, 1, dtype=torch.bool), memory=memory)
+    sums = weighting.start_sums()
+    signals = Signals(torch.ones(1, 2, 1, dtype=torch.bool), memory=memory, sums=sums)
     weighting.weights(signals)
     weighting.observe(signals)
+    weighting.remember(memory, sums)
     assert memory["around.around.asked"].item() >= 1
     assert memory["around.around.shown"].item() == 1

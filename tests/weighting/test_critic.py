@@ -1,17 +1,16 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from wmtp.weighting import Critic, Signals, weigh_chunk
+from wmtp.weighting import Critic, Signals, remember, weigh_chunk
 from wmtp.weighting.critic import (
     SMALLEST_SIGMA,
     advantage_weights,
-    moment_sums,
     read_moments,
-    update_moments,
 )
 
 
@@ -24,44 +23,66 @@ def signals_of(critic: Critic, advantages: Tensor, memory: dict[str, Tensor]) ->
         rewards=rewards_BSH,
         last=torch.ones_like(rewards_BSH, dtype=torch.bool),
         memory=memory,
+        sums=critic.start_sums(),
     )
 
 
-def test_the_first_micro_batch_is_weighed_by_its_own_moments() -> None:
+def take_step(critic: Critic, memory: dict[str, Tensor], *advantages: Tensor) -> None:
+    """A step whose micro-batches have these advantages."""
+    sums = critic.start_sums()
+    for one in advantages:
+        critic.weights(replace(signals_of(critic, one, memory), sums=sums))
+    remember(critic, memory, sums)
+
+
+def memory_after_a_step(critic: Critic) -> dict[str, Tensor]:
+    memory = critic.start_memory()
+    take_step(critic, memory, torch.tensor([[-1.0, 1.0]]))
+    return memory
+
+
+def test_the_first_step_weighs_all_the_same() -> None:
+    critic = Critic()
+    memory = critic.start_memory()
+    signals = signals_of(critic, torch.tensor([[-1.0, 1.0, torch.nan]]), memory)
+    weights = weigh_chunk(critic, signals, None, slice(0, 1)).flatten()
+    assert weights.tolist() == [1.0, 1.0, 0.0]
+
+
+def test_the_second_step_is_weighed_by_the_moments_of_the_first() -> None:
     """A = -1, 1: mu 0, sigma 1, whatever the decay, so weights are 2 / (1 + e^2) and the rest."""
     critic = Critic(decay=0.9)
     memory = critic.start_memory()
-    signals = signals_of(critic, torch.tensor([[-1.0, 1.0]]), memory)
-    weights = weigh_chunk(critic, signals, None, slice(0, 1)).flatten()
-    low = 2 / (1 + math.exp(2))
-    torch.testing.assert_close(weights, torch.tensor([low, 2 - low]))
+    take_step(critic, memory, torch.tensor([[-1.0, 1.0]]))
     mu, sigma = read_moments(memory)
     assert mu.item() == pytest.approx(0, abs=1e-7)
     assert sigma.item() == pytest.approx(1)
+    signals = signals_of(critic, torch.tensor([[-1.0, 1.0]]), memory)
+    low = 2 / (1 + math.exp(2))
+    weights = weigh_chunk(critic, signals, None, slice(0, 1)).flatten()
+    torch.testing.assert_close(weights, torch.tensor([low, 2 - low]))
 
 
-def test_moments_run_over_micro_batches_with_the_decay() -> None:
+def test_moments_run_over_steps_with_the_decay() -> None:
     """Means 2 then 4, decay 0.5: (0.25 * 2 + 0.5 * 4) / 0.75; squares 4 then 20 likewise."""
     critic = Critic(decay=0.5)
     memory = critic.start_memory()
-    critic.weights(signals_of(critic, torch.tensor([[2.0, 2.0]]), memory))
-    critic.weights(signals_of(critic, torch.tensor([[2.0, 6.0]]), memory))
+    take_step(critic, memory, torch.tensor([[2.0, 2.0]]))
+    take_step(critic, memory, torch.tensor([[2.0, 6.0]]))
     mu, sigma = read_moments(memory)
     mean, square = 2.5 / 0.75, (0.25 * 4 + 0.5 * 20) / 0.75
     assert mu.item() == pytest.approx(mean)
     assert sigma.item() == pytest.approx(math.sqrt(square - mean**2))
 
 
-def test_sums_of_parts_give_the_moments_of_the_whole() -> None:
-    """What ranks will add up: sum, sum of squares and count, over valid targets alone."""
-    advantages = torch.tensor([[[1.0], [3.0]], [[5.0], [99.0]]])
-    valid = torch.tensor([[[True], [True]], [[True], [False]]])
-    parts = [moment_sums(advantages[b : b + 1], valid[b : b + 1]) for b in range(2)]
-    totals = [sum(column) for column in zip(*parts, strict=True)]
-    assert [float(total) for total in totals] == [9.0, 35.0, 3.0]
-    memory = Critic().start_memory()
-    update_moments(memory, *(torch.as_tensor(total) for total in totals), decay=0.99)
-    mu, sigma = read_moments(memory)
+def test_moments_do_not_depend_on_how_a_step_is_cut() -> None:
+    """Sum, sum of squares and count, over valid targets alone, add up over its parts."""
+    advantages = torch.tensor([[1.0, 3.0], [5.0, torch.nan]])
+    whole, parts = Critic().start_memory(), Critic().start_memory()
+    take_step(Critic(), whole, advantages)
+    take_step(Critic(), parts, advantages[:1], advantages[1:])
+    assert whole == parts
+    mu, sigma = read_moments(whole)
     assert mu.item() == pytest.approx(3.0, rel=1e-5)
     assert sigma.item() == pytest.approx(math.sqrt(35 / 3 - 9), rel=1e-5)
 
@@ -69,7 +90,9 @@ def test_sums_of_parts_give_the_moments_of_the_whole() -> None:
 def test_equal_advantages_weigh_the_same_and_sigma_has_a_floor() -> None:
     critic = Critic()
     memory = critic.start_memory()
-    weights = critic.weights(signals_of(critic, torch.full((2, 5), 0.7), memory))
+    advantages = torch.full((2, 5), 0.7)
+    take_step(critic, memory, advantages)
+    weights = critic.weights(signals_of(critic, advantages, memory))
     torch.testing.assert_close(weights, torch.ones(2, 5, 1), atol=1e-2, rtol=0)  # rounding / floor
     _, sigma = read_moments(memory)
     assert sigma.item() >= 0.99 * SMALLEST_SIGMA
@@ -108,7 +131,8 @@ def test_a_row_without_reward_and_with_a_silent_head_is_plain() -> None:
         values=torch.zeros(1, 4),
         rewards=torch.full((1, 4, 2), torch.nan),
         last=torch.zeros(1, 4, 2, dtype=torch.bool),
-        memory=critic.start_memory(),
+        memory=memory_after_a_step(critic),
+        sums=critic.start_sums(),
     )
     torch.testing.assert_close(critic.weights(signals), torch.ones(1, 4, 2))
 
@@ -120,7 +144,8 @@ def test_the_same_token_weighs_the_same_for_every_head() -> None:
         values=torch.randn(1, 5, generator=torch.Generator().manual_seed(0)),
         rewards=torch.zeros(1, 5, 3),
         last=torch.zeros(1, 5, 3, dtype=torch.bool),
-        memory=critic.start_memory(),
+        memory=memory_after_a_step(critic),
+        sums=critic.start_sums(),
     )
     weights = critic.weights(signals)[0]
     assert len(set(weights[:, 0].tolist())) == 5

@@ -115,7 +115,7 @@ class Broken(Weighting):
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        ("return 1 / 0", r"weights\(signals\) raised ZeroDivisionError: division by zero"),
+        ("return 1 / 0", r"weights\(\) raised ZeroDivisionError: division by zero"),
         ("return signals.loss_weights_BSH", r"raised ValueError: .* must declare needs"),
         ("return None", r"gave NoneType, but a tensor \[1, \d, 2\] is needed"),
         ("return signals.valid_BSH.sum(2).float()", r"gave \[1, \d\], but a tensor"),
@@ -146,7 +146,7 @@ def test_a_users_observe_that_fails_is_one_plain_line(tmp_path: Path) -> None:
     weighting = find_weighting("./broken.py", tmp_path)()
     signals = Signals(torch.ones(1, 1, 1, dtype=torch.bool))
     for outer in (weighting, Shuffled(around=weighting)):
-        with pytest.raises(ConfigError, match=r"observe\(signals\) raised RuntimeError: nothing"):
+        with pytest.raises(ConfigError, match=r"observe\(\) raised RuntimeError: nothing"):
             observe(outer, signals)
 
 

@@ -106,13 +106,6 @@ class Ranks:
             for tensor in tensors.values():
                 tensor.zero_()
 
-    def average_in_place(self, tensors: Mapping[str, Tensor]) -> None:
-        """Replace tensors by their means over all ranks."""
-        self.sum_in_place(tensors.values())
-        if self.count > 1:
-            for tensor in tensors.values():
-                tensor.div_(self.count)
-
     def from_first(self, decide: Callable[[], Any]) -> Any:
         """What the first rank decides, as JSON values; the others do not run ``decide``.
 

@@ -109,6 +109,11 @@ def is_sliced(tensor: Tensor) -> bool:
     return isinstance(tensor, DTensor)
 
 
+def has_slices(module: nn.Module) -> bool:
+    """Whether ranks hold parts of it, so that none can go through it without the others."""
+    return any(is_sliced(parameter) for parameter in module.parameters())
+
+
 def _sharded(root: nn.Module) -> "list[FSDPModule]":
     if not dist.is_initialized():
         return []

@@ -9,7 +9,15 @@ from typing import get_args
 
 from wmtp.errors import ConfigError
 from wmtp.loss import Scope
-from wmtp.weighting.base import Need, Signals, Weighting, mean_one, observe, weigh_chunk
+from wmtp.weighting.base import (
+    Need,
+    Signals,
+    Weighting,
+    mean_one,
+    observe,
+    remember,
+    weigh_chunk,
+)
 from wmtp.weighting.baseline import Baseline
 from wmtp.weighting.column import Column
 from wmtp.weighting.controls import RandomMatched, Shuffled
@@ -36,6 +44,7 @@ __all__ = [
     "find_weighting",
     "mean_one",
     "observe",
+    "remember",
     "weigh_chunk",
 ]
 

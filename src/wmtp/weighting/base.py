@@ -28,7 +28,9 @@ class Signals:
         values: the value head's estimate ``V_s`` at every position, float32 ``[B, S]``.
         rewards: reward ``r`` of the target token, float32; NaN in a document without a reward.
         last: bool, the target token is the last wanted one of its document.
-        memory: the weighting's own tensors (``Weighting.start_memory``), on the device.
+        memory: what the weighting has learned in earlier steps (``Weighting.start_memory``), on
+            the device; nobody changes it during a step.
+        sums: what it counts in this one (``Weighting.start_sums``), on the device.
     """
 
     valid_BSH: Tensor
@@ -39,6 +41,7 @@ class Signals:
     rewards: Tensor | None = None
     last: Tensor | None = None
     memory: Mapping[str, Tensor] = field(default_factory=dict)
+    sums: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def ce_BSH(self) -> Tensor:
@@ -78,9 +81,11 @@ class Signals:
         """The signals of some of the ``B * S`` positions, as one row ``[1, n, H]``."""
         return self._select(lambda signal: signal.flatten(0, 1)[positions].unsqueeze(0), ce)
 
-    def with_memory(self, memory: Mapping[str, Tensor]) -> "Signals":
-        """The same signals for a weighting that remembers something else."""
-        return replace(self, memory=memory)
+    def with_tensors_of(
+        self, memory: Mapping[str, Tensor], sums: Mapping[str, Tensor]
+    ) -> "Signals":
+        """The same signals for a weighting that remembers and counts something else."""
+        return replace(self, memory=memory, sums=sums)
 
     def _select(self, pick: Callable[[Tensor], Tensor], ce: Tensor | None) -> "Signals":
         def pick_if_any(signal: Tensor | None) -> Tensor | None:
@@ -113,10 +118,12 @@ class Weighting(BaseModel, ABC):
     beforehand, and maps signals to weights: float32, at least 0, without gradient, mean 1 over
     the valid targets of each row (``mean_one``), no device, file or logger touched.
 
-    What must last from one micro-batch to the next is declared in ``start_memory``. The training
-    loop keeps these tensors, saves them in every checkpoint and hands them in as
-    ``signals.memory``; ``weights`` and ``observe`` change them in place, without ever reading
-    one back from the device.
+    What must last from step to step is declared in ``start_memory``; the training loop keeps these
+    tensors, saves them in every checkpoint and hands them in as ``signals.memory``. What a step
+    teaches is declared in ``start_sums``: ``weights`` and ``observe`` add to ``signals.sums`` in
+    place, and at the step's end ``remember`` takes the sums over all micro-batches and ranks into
+    the memory. So nothing depends on how a step is cut, or on how many ranks share it; and nothing
+    is ever read back from the device.
     """
 
     model_config = ConfigDict(
@@ -141,8 +148,15 @@ class Weighting(BaseModel, ABC):
         """Weights of the shape of ``signals.valid_BSH``."""
 
     def start_memory(self) -> dict[str, Tensor]:
-        """What is remembered before the first micro-batch, on the CPU; nothing by default."""
+        """What is remembered before the first step, on the CPU; nothing by default."""
         return {}
+
+    def start_sums(self) -> dict[str, Tensor]:
+        """Zeros to add to in each step, float tensors on the CPU; none by default."""
+        return {}
+
+    def remember(self, memory: Mapping[str, Tensor], sums: Mapping[str, Tensor]) -> None:
+        """Take a step's sums, those of all ranks, into the memory in place; once per step."""
 
     def observe(self, signals: Signals) -> None:
         """Learn from what the loss measured, once per micro-batch; ``valid`` is what it measured.
@@ -188,6 +202,18 @@ def weights_of(weighting: Weighting, signals: Signals) -> Tensor:
 
 
 @torch.no_grad()
+def remember(
+    weighting: Weighting, memory: Mapping[str, Tensor], sums: Mapping[str, Tensor]
+) -> None:
+    """``weighting.remember(memory, sums)``, with a fault in a user's own file told in one line.
+
+    Raises:
+        ConfigError: the user's ``remember`` raised.
+    """
+    _told_plainly(weighting, "remember", weighting.remember, memory, sums)
+
+
+@torch.no_grad()
 def observe(weighting: Weighting, signals: Signals) -> None:
     """``weighting.observe(signals)``, with a fault in a user's own file told in one line.
 
@@ -198,17 +224,17 @@ def observe(weighting: Weighting, signals: Signals) -> None:
 
 
 def _told_plainly(
-    weighting: Weighting, name: str, method: Callable[[Signals], Any], signals: Signals
+    weighting: Weighting, name: str, method: Callable[..., Any], *arguments: Any
 ) -> Any:
     try:
-        return method(signals)
+        return method(*arguments)
     except (WmtpError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # a user's file may fail in any way; it is named and passed on
         if not weighting.algorithm.endswith(".py"):
             raise  # our own fault, not the user's
         raise ConfigError(
-            f"weighting.algorithm {weighting.algorithm}: {name}(signals) raised "
+            f"weighting.algorithm {weighting.algorithm}: {name}() raised "
             f"{type(error).__name__}: {error}"
         ) from error
 

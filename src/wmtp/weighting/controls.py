@@ -4,6 +4,7 @@ What a weighting gains over these two is due to where it puts its weights; what 
 ``baseline-mtp`` is due to weights being uneven at all.
 """
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
@@ -11,10 +12,18 @@ from pydantic import Field, InstanceOf, SerializeAsAny
 from torch import Tensor
 
 from wmtp.loss import Scope
-from wmtp.weighting.base import Need, Signals, Weighting, mean_one, observe, weights_of
+from wmtp.weighting.base import (
+    Need,
+    Signals,
+    Weighting,
+    mean_one,
+    observe,
+    remember,
+    weights_of,
+)
 
 INNER = "around."
-"""Before the names of what the inner weighting remembers."""
+"""Before the names of what the inner weighting remembers and counts."""
 
 BINS = 512
 LEAST_LOG10, DECADES = -4, 7
@@ -51,7 +60,15 @@ class Shuffled(Weighting):
 
     def start_memory(self) -> dict[str, Tensor]:
         """What the inner weighting remembers."""
-        return inner_start_memory(self.around)
+        return outer(self.around.start_memory())
+
+    def start_sums(self) -> dict[str, Tensor]:
+        """What the inner weighting counts."""
+        return outer(self.around.start_sums())
+
+    def remember(self, memory: Mapping[str, Tensor], sums: Mapping[str, Tensor]) -> None:
+        """Let the inner weighting remember."""
+        remember(self.around, inner(memory), inner(sums))
 
     def observe(self, signals: Signals) -> None:
         """Let the inner weighting learn."""
@@ -71,7 +88,7 @@ class RandomMatched(Weighting):
     around: SerializeAsAny[InstanceOf[Weighting]] = Field(
         description="the weighting to compare with: algorithm: and its keys"
     )
-    decay: float = Field(0.99, ge=0, lt=1, description="of the histogram, a micro-batch")
+    decay: float = Field(0.99, ge=0, lt=1, description="of the histogram, a step")
 
     @property
     def needs(self) -> frozenset[Need]:  # type: ignore[override]  # as the inner one
@@ -85,39 +102,56 @@ class RandomMatched(Weighting):
 
     def start_memory(self) -> dict[str, Tensor]:
         """An empty histogram, and what the inner weighting remembers."""
-        return {
-            "histogram.count": torch.zeros(BINS + 1, dtype=torch.float32),
-            "histogram.sum": torch.zeros(BINS + 1, dtype=torch.float32),
-            **inner_start_memory(self.around),
-        }
+        return {**empty_histogram(), **outer(self.around.start_memory())}
+
+    def start_sums(self) -> dict[str, Tensor]:
+        """A step's histogram, and what the inner weighting counts."""
+        return {**empty_histogram(), **outer(self.around.start_sums())}
 
     def observe(self, signals: Signals) -> None:
         """Add the weights that the inner weighting gives to the measured targets."""
         weights_BSH = inner_weights(self.around, signals)
         count, total = histogram(weights_BSH, signals.valid_BSH)
-        kept = torch.where(signals.valid_BSH.any(), self.decay, 1)
-        signals.memory["histogram.count"].mul_(kept).add_(count)
-        signals.memory["histogram.sum"].mul_(kept).add_(total)
+        signals.sums["histogram.count"].add_(count)
+        signals.sums["histogram.sum"].add_(total)
         observe(self.around, inner_signals(self.around, signals))
+
+    def remember(self, memory: Mapping[str, Tensor], sums: Mapping[str, Tensor]) -> None:
+        """Take a step's histogram in; a step in which nothing was observed lets none fade."""
+        kept = torch.where(sums["histogram.count"].any(), self.decay, 1)
+        for name in ("histogram.count", "histogram.sum"):
+            memory[name].mul_(kept).add_(sums[name])
+        remember(self.around, inner(memory), inner(sums))
+
+
+def empty_histogram() -> dict[str, Tensor]:
+    """How often each bin was met, and the sum of what fell into it."""
+    return {
+        "histogram.count": torch.zeros(BINS + 1, dtype=torch.float32),
+        "histogram.sum": torch.zeros(BINS + 1, dtype=torch.float32),
+    }
 
 
 # the inner weighting ------------------------------------------------------------------------------
 
 
-def inner_start_memory(around: Weighting) -> dict[str, Tensor]:
-    """What the inner weighting remembers, under names of its own."""
-    return {INNER + name: tensor for name, tensor in around.start_memory().items()}
+def outer(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The inner weighting's tensors, under names of their own."""
+    return {INNER + name: tensor for name, tensor in tensors.items()}
+
+
+def inner(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Those of the tensors that are the inner weighting's, as it calls them."""
+    return {
+        name.removeprefix(INNER): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(INNER)
+    }
 
 
 def inner_signals(around: Weighting, signals: Signals) -> Signals:
-    """The signals with the inner weighting's memory, laid out as its scope promises."""
-    own = signals.with_memory(
-        {
-            name.removeprefix(INNER): tensor
-            for name, tensor in signals.memory.items()
-            if name.startswith(INNER)
-        }
-    )
+    """The signals with the inner weighting's tensors, laid out as its scope promises."""
+    own = signals.with_tensors_of(inner(signals.memory), inner(signals.sums))
     if around.scope != "token":
         return own
     ce = None if signals.ce is None else signals.ce.flatten(0, 1).unsqueeze(0)

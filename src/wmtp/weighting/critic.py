@@ -72,7 +72,7 @@ class Critic(Weighting):
     )
     beta: float = Field(1.0, gt=0, description="higher is closer to uniform")
     clip: float = Field(3.0, gt=0, description="c, standard deviations; none counts beyond")
-    decay: float = Field(0.99, ge=0, lt=1, description="of the running moments, a micro-batch")
+    decay: float = Field(0.99, ge=0, lt=1, description="of the running moments, a step")
     spread: Literal["terminal", "uniform"] = Field(
         "terminal", description="the reward lies on the last wanted token, or in parts on each"
     )
@@ -106,14 +106,15 @@ class Critic(Weighting):
         return "sigmoid" if self.value_loss == "bce" else "linear"
 
     def weights(self, signals: Signals) -> Tensor:
-        """Weights of mean 1 over each row; takes this micro-batch into the running moments."""
+        """Weights of mean 1 over each row, by the moments of the steps before; 1 in the first."""
         advantages_BSH, _ = self.advantages(signals)
-        sums = moment_sums(advantages_BSH, signals.valid_BSH)
-        update_moments(signals.memory, *sums, decay=self.decay)
+        add_moment_sums(signals.sums, advantages_BSH, signals.valid_BSH)
         mu, sigma = read_moments(signals.memory)
-        return advantage_weights(
+        weights_BSH = advantage_weights(
             advantages_BSH, signals.valid_BSH, mu, sigma, clip=self.clip, beta=self.beta
         )
+        known = signals.memory["advantage.weight"] > 0
+        return torch.where(known, weights_BSH, signals.valid_BSH.float())
 
     def advantages(self, signals: Signals) -> tuple[Tensor, Tensor]:
         """``(advantages_BSH, returns_BS)`` of the signals' values and rewards."""
@@ -131,6 +132,17 @@ class Critic(Weighting):
             f"advantage.{name}": torch.zeros((), dtype=torch.float32)
             for name in ("mean", "square", "weight")
         }
+
+    def start_sums(self) -> dict[str, Tensor]:
+        """Sum, sum of squares and number of the advantages of a step."""
+        return {
+            f"advantage.{name}": torch.zeros((), dtype=torch.float32)
+            for name in ("total", "square", "count")
+        }
+
+    def remember(self, memory: Mapping[str, Tensor], sums: Mapping[str, Tensor]) -> None:
+        """Take a step's advantages into the running moments."""
+        update_moments(memory, sums, decay=self.decay)
 
     def taught(self, signals: Signals) -> Tensor:
         """Where a stream of documents has something for the value head to learn, bool ``[B, S]``.
@@ -185,24 +197,31 @@ def advantage_weights(
     return mean_one((exponents_BSH - finite_B11).exp(), valid_BSH)
 
 
-def moment_sums(advantages_BSH: Tensor, valid_BSH: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """``(sum, sum of squares, count)`` over the valid targets; these add up over ranks."""
+def add_moment_sums(sums: Mapping[str, Tensor], advantages_BSH: Tensor, valid_BSH: Tensor) -> None:
+    """Add sum, sum of squares and count over the valid targets, in place."""
     kept_BSH = torch.where(valid_BSH, advantages_BSH, 0)
-    return kept_BSH.sum(), kept_BSH.square().sum(), valid_BSH.sum().float()
+    sums["advantage.total"].add_(kept_BSH.sum())
+    sums["advantage.square"].add_(kept_BSH.square().sum())
+    sums["advantage.count"].add_(valid_BSH.sum())
 
 
 def update_moments(
-    memory: Mapping[str, Tensor], total: Tensor, square: Tensor, count: Tensor, *, decay: float
+    memory: Mapping[str, Tensor], sums: Mapping[str, Tensor], *, decay: float
 ) -> None:
     """Take sums into the running moments in place; without any target they stay as they are.
 
         m <- decay * m + (1 - decay) * sum / count         weight <- decay * weight + (1 - decay)
 
     ``m / weight`` is the moment: dividing by the weight gathered so far (Adam's correction) keeps
-    the first micro-batches from being damped by the zeros it all began with.
+    the first steps from being damped by the zeros it all began with.
     """
+    count = sums["advantage.count"]
     seen, divisor = count > 0, count.clamp(min=1)
-    new = {"mean": total / divisor, "square": square / divisor, "weight": torch.ones_like(count)}
+    new = {
+        "mean": sums["advantage.total"] / divisor,
+        "square": sums["advantage.square"] / divisor,
+        "weight": torch.ones_like(count),
+    }
     for name, value in new.items():
         moment = memory[f"advantage.{name}"]
         moment.copy_(torch.where(seen, decay * moment + (1 - decay) * value, moment))
