@@ -141,7 +141,13 @@ class FakeMlflow:
                 "status": self.status, "lifecycle_stage": "active",
                 "artifact_uri": "mlflow-artifacts:/0/1/artifacts",
             },
-            "data": {"params": [{"key": k, "value": v} for k, v in self.parameters.items()]},
+            "data": {
+                "params": [{"key": k, "value": v} for k, v in self.parameters.items()],
+                "metrics": [
+                    {"key": name, "step": step, "value": value, "timestamp": stamp}
+                    for name, step, value, stamp in self._metrics
+                ],
+            },
         }  # fmt: skip
 
     def _answer_badly(self, to: BaseHTTPRequestHandler, way: str) -> None:

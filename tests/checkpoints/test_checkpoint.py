@@ -223,7 +223,7 @@ def write_and_be_killed(folder, moment):
             return function(*arguments, **named)
         return call
 
-    for name in ("sync_file", "sync_folder", "_remove", "_write_manifest"):
+    for name in ("sync_file", "sync_folder", "remove", "_write_manifest"):
         setattr(checkpoint, name, counted(getattr(checkpoint, name)))
     for name in ("rename", "mkdir", "write_text", "rmdir", "unlink"):
         setattr(Path, name, counted(getattr(Path, name)))

@@ -329,9 +329,11 @@ def test_a_line_of_20_mb_does_not_cost_800_mb(tmp_path: Path, tokenizer: TextTok
     (tmp_path / "2.jsonl").write_bytes(b'{"text": "' + "한".encode() * (size // 3) + b'"}\n')
     (tmp_path / "3.jsonl").write_bytes(b"[" * size + b"\n")
     (tmp_path / "4.jsonl").write_bytes(b'{"text": "' + text)
+    spans = b'"loss_weights": [[0, 99, 0.5], [100, 999, 2]]'
+    (tmp_path / "5.jsonl").write_bytes(b'{"text": "' + text + b'", ' + spans + b"}\n")
     ran = subprocess.run(
         [sys.executable, "-c", MEMORY, tmp_path], capture_output=True, text=True, check=True
     )
     peaks = dict(line.split() for line in ran.stdout.splitlines())
-    assert len(peaks) == 4
+    assert len(peaks) == 5
     assert max(map(int, peaks.values())) < 160e6, peaks

@@ -89,6 +89,28 @@ def test_what_a_bad_server_did_not_take_it_gets_when_it_is_good_again(
     assert "bWU6" not in everything  # the login as a request carries it
 
 
+@pytest.mark.parametrize("way", ["html", "other json"])
+@pytest.mark.parametrize("alone", [True, False], ids=["batches alone", "everything"])
+def test_a_batch_that_was_answered_but_not_kept_is_sent_again(
+    run: RunFolder, way: str, alone: bool
+) -> None:
+    """MLflow's client takes any answer with 200 for a good one."""
+    stream = io.StringIO()
+    with (
+        FakeMlflow() as server,
+        Trackers([destination(run, server.uri())], run, Console(stream=stream)) as trackers,
+    ):
+        if not alone:
+            log(run, trackers, 1)
+            assert wait_until(lambda: len(server.metrics) == 1, 30)
+        server.batches_way, server.way = way, "good" if alone else way
+        log(run, trackers, 2, 3)
+        assert wait_until(lambda: "training goes on without it" in stream.getvalue(), 30)
+        server.way = server.batches_way = "good"
+        assert wait_until(lambda: ("loss", 3, 1.5) in server.metrics, 30)
+    assert "not sent" not in stream.getvalue()
+
+
 @pytest.mark.filterwarnings("ignore:Exception ignored in. <socket")
 @pytest.mark.parametrize("way", ["trickle", "hang"])
 def test_closing_does_not_wait_for_a_bad_server(run: RunFolder, way: str) -> None:

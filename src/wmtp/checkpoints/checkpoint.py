@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from wmtp.errors import CheckpointError, ConfigError
-from wmtp.runtime.durable import storage_errors, sync_file, sync_folder
+from wmtp.runtime.durable import remove, storage_errors, sync_file, sync_folder
 from wmtp.untrusted import LARGEST_JSON, read_bounded
 
 MANIFEST: Final = "manifest.json"
@@ -95,7 +95,7 @@ def write_folder(target: Path, step: int, fill: Callable[[Path], None]) -> None:
     temporary = target.with_name(f"{_TEMPORARY}{target.name}-{os.getpid()}")
     try:
         with storage_errors(f"{target} could not be written"):
-            _remove(temporary)
+            remove(temporary)
             temporary.mkdir(parents=True)
             fill(temporary)
             _write_manifest(temporary, step)
@@ -166,7 +166,7 @@ def remove_leftovers(place: Path) -> list[str]:
     leftovers = sorted(place.glob(f"{_TEMPORARY}*"))
     with storage_errors(f"leftovers in {place} could not be removed"):
         for path in leftovers:
-            _remove(path)
+            remove(path)
     return [path.name for path in leftovers]
 
 
@@ -182,7 +182,7 @@ def set_aside_after(checkpoints: Path, step: int) -> list[Path]:
         for path in list_checkpoints(checkpoints):
             if (step_of(path) or 0) > step:
                 target = path.with_name(f"set-aside-{path.name}")
-                _remove(target)
+                remove(target)
                 moved.append(path.rename(target))
     return moved
 
@@ -288,10 +288,10 @@ def _put_in_place(temporary: Path, target: Path) -> None:
         # a folder with content cannot be renamed over; killed between the two renames, the run
         # goes on from the checkpoint before this one
         replaced = target.with_name(f"{_TEMPORARY}replaced-{target.name}")
-        _remove(replaced)
+        remove(replaced)
         target.rename(replaced)
         temporary.rename(target)
-        _remove(replaced)
+        remove(replaced)
     else:
         temporary.rename(target)
     sync_folder(target.parent)
@@ -303,7 +303,7 @@ def _prune(checkpoints: Path, newest: Path, keep_last: int, in_use: Callable[[Pa
     for path in (path for path in old if not in_use(path)):
         with storage_errors(f"the old checkpoint {path} could not be removed"):
             # renamed first: killed halfway, what is left must not look like a damaged checkpoint
-            _remove(path.rename(path.with_name(f"{_TEMPORARY}pruned-{path.name}")))
+            remove(path.rename(path.with_name(f"{_TEMPORARY}pruned-{path.name}")))
 
 
 def _find_damage(folder: Path) -> str | None:
@@ -346,13 +346,6 @@ def read_manifest(content: bytes) -> tuple[int | None, dict[str, tuple[int, str]
         return int(manifest["step"]), expected
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None, {}
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def _size_bytes(path: Path) -> int:

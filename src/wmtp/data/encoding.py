@@ -16,7 +16,7 @@ class EncodedDocument:
 
     Attributes:
         name: where it comes from.
-        ids: its tokens, int64.
+        ids: its tokens, int32.
         wanted: for each whether it is to be learned; only tokens of a prompt are not.
         weights: ``loss_weights`` of each, float32, or None where the data says nothing.
         reward: of the whole document, or None.
@@ -24,7 +24,7 @@ class EncodedDocument:
     """
 
     name: str
-    ids: NDArray[np.int64]
+    ids: NDArray[np.int32]
     wanted: NDArray[np.bool_]
     weights: NDArray[np.float32] | None
     reward: float | None = None
@@ -79,12 +79,12 @@ def _encode_with_spans(tokenizer: TextTokenizer, document: Document) -> EncodedD
 def _join(
     tokenizer: TextTokenizer,
     document: Document,
-    parts: Sequence[NDArray[np.int64]],
+    parts: Sequence[NDArray[np.int32]],
     weights: Sequence[NDArray[np.float32]] | None,
 ) -> EncodedDocument:
     """Put the beginning and the end around a document's segments."""
-    front = np.array(tokenizer.bos_ids, dtype=np.int64)
-    end = np.array([tokenizer.eos_id], dtype=np.int64)
+    front = np.array(tokenizer.bos_ids, dtype=np.int32)
+    end = np.array([tokenizer.eos_id], dtype=np.int32)
     is_wanted = [segment.wanted for segment in document.segments]
     wanted = [
         np.ones(len(front), dtype=bool),
@@ -115,7 +115,7 @@ def _encode_ids(tokenizer: TextTokenizer, document: TokenDocument) -> EncodedDoc
     starts_right = ids[: len(tokenizer.bos_ids)] == tokenizer.bos_ids
     front = () if starts_right else tokenizer.bos_ids
     end = () if ids[-1] == tokenizer.eos_id else (tokenizer.eos_id,)
-    whole = np.array([*front, *ids, *end], dtype=np.int64)
+    whole = np.array([*front, *ids, *end], dtype=np.int32)
     weights = None
     if document.weights is not None:
         given = np.array(document.weights, dtype=np.float32)

@@ -15,7 +15,7 @@ from typing import Any
 
 from wmtp.data.splits import Split
 from wmtp.errors import DataError
-from wmtp.runtime.durable import storage_errors, sync_file, sync_folder
+from wmtp.runtime.durable import storage_errors, sync_file, sync_folder, temporary_beside
 
 Rows = Iterable[Mapping[str, Any]]
 
@@ -63,7 +63,7 @@ def fetch_dataset(name: str) -> Path:
     if folder.is_dir():
         return folder
     splits = load_splits(name)
-    temporary = folder.with_name(f".tmp-{folder.name}-{os.getpid()}")
+    temporary = temporary_beside(folder)
     with storage_errors(f"data set {folder} could not be written"):
         try:
             shutil.rmtree(temporary, ignore_errors=True)

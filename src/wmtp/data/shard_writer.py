@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -28,7 +27,7 @@ from wmtp.data.shards import (
 )
 from wmtp.data.tokenizer import TextTokenizer
 from wmtp.errors import DataError
-from wmtp.runtime.durable import storage_errors, sync_file, sync_folder
+from wmtp.runtime.durable import storage_errors, sync_file, sync_folder, temporary_beside
 
 LARGEST_UINT16_VOCABULARY = 1 << 16
 _WANTED_FILE = column_file("wanted", "u8")
@@ -47,7 +46,7 @@ def write_shards(path: Path, tokenizer: TextTokenizer) -> Iterator["ShardWriter"
     """
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise DataError(f"'{path}' exists already. Delete it, or name another folder.")
-    temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
+    temporary = temporary_beside(path)
     with storage_errors(f"shards {path} could not be written"):
         try:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -98,8 +97,9 @@ class ShardWriter:
         self._names.write(json.dumps(document.name).encode() + b"\n")
         self._wanted.write(document.wanted.astype("<u1").tobytes())
         self.has_prompts |= not bool(document.wanted.all())
-        weights = np.ones(len(document.ids)) if document.weights is None else document.weights
-        self._weights.write(weights.astype("<f2").tobytes())
+        ones = np.ones(len(document.ids), dtype="<f2")
+        weights = ones if document.weights is None else document.weights.astype("<f2")
+        self._weights.write(weights.data)
         self.has_weights |= document.weights is not None
         reward = np.nan if document.reward is None else document.reward
         self._rewards.write(np.array([reward], dtype="<f4").tobytes())

@@ -33,7 +33,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from wmtp.data.documents import BadLine, counts_in_words
 from wmtp.errors import DataError
-from wmtp.runtime.durable import storage_errors, sync_file, sync_folder
+from wmtp.runtime.durable import storage_errors, sync_file, sync_folder, temporary_beside
 from wmtp.untrusted import LARGEST_JSON, open_ordinary, read_bounded
 
 MANIFEST_FILE = "manifest.json"
@@ -322,7 +322,7 @@ def add_document_column(shards: Shards, name: str, values: NDArray[Any]) -> NDAr
 
 
 def _write_column(target: Path, chunks: Iterable[NDArray[Any]], expected: int, what: str) -> None:
-    temporary = target.with_name(f".tmp-{target.name}-{os.getpid()}")
+    temporary = temporary_beside(target)
     count = 0
     with storage_errors(f"column {target} could not be written"):
         try:

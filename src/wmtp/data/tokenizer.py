@@ -31,8 +31,8 @@ LARGEST_VOCABULARY = 1 << 24
 # Before a single space between two visible characters every usual pre-tokenizer begins a word.
 _CLEAN_CUT = re.compile(r"(?<=\S)(?= \S)")
 
-IdsAndEnds = tuple[NDArray[np.int64], NDArray[np.int64]]
-_NOTHING: NDArray[np.int64] = np.empty(0, dtype=np.int64)
+IdsAndEnds = tuple[NDArray[np.int32], NDArray[np.int32]]
+_NOTHING: NDArray[np.int32] = np.empty(0, dtype=np.int32)
 
 
 def stream_text(tokenizer: "TextTokenizer", ids: Iterable[int]) -> Iterator[tuple[str, int]]:
@@ -129,11 +129,11 @@ class TextTokenizer:
         ids: list[int] = self.encode_batch([text])[0].tolist()
         return ids
 
-    def encode_batch(self, texts: Sequence[str]) -> list[NDArray[np.int64]]:
+    def encode_batch(self, texts: Sequence[str]) -> list[NDArray[np.int32]]:
         """Ids of each text; the texts are tokenized in parallel where the environment allows."""
         return [ids for ids, _ in self._encode(texts, with_ends=False)]
 
-    def encode_with_ends(self, text: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def encode_with_ends(self, text: str) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         """Ids of a text, and for each the number of characters up to and including its last."""
         (encoded,) = self._encode([text], with_ends=True)
         return encoded
@@ -181,8 +181,8 @@ class TextTokenizer:
         return parts
 
     @cached_property
-    def _special_ids_array(self) -> NDArray[np.int64]:
-        return _int64(sorted(self.special_ids))
+    def _special_ids_array(self) -> NDArray[np.int32]:
+        return _int32(sorted(self.special_ids))
 
     @cached_property
     def _special_text(self) -> re.Pattern[str] | None:
@@ -216,7 +216,7 @@ class TextTokenizer:
             encodings = encode(group_texts, add_special_tokens=False)
             for (index, start, _), encoding in zip(group, encodings, strict=True):
                 ends = [start + end for _, end in encoding.offsets] if with_ends else []
-                parts[index].append((_int64(encoding.ids), _int64(ends)))
+                parts[index].append((_int32(encoding.ids), _int32(ends)))
         return [
             (np.concatenate([ids for ids, _ in part]), np.concatenate([ends for _, ends in part]))
             for part in parts
@@ -266,8 +266,8 @@ def _groups(pieces: Iterable[tuple[int, int, int]]) -> Iterator[list[tuple[int, 
         yield group
 
 
-def _int64(numbers: list[int]) -> NDArray[np.int64]:
-    return np.array(numbers, dtype=np.int64)
+def _int32(numbers: list[int]) -> NDArray[np.int32]:
+    return np.array(numbers, dtype=np.int32)
 
 
 def _read(file: Path) -> bytes:

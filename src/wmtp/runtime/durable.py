@@ -1,10 +1,14 @@
 """Files that are whole on disk or not there at all."""
 
 import fcntl
+import glob
 import os
+import shutil
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Final
 
 from safetensors import SafetensorError
 
@@ -12,6 +16,7 @@ from wmtp.errors import StorageError
 
 # On macOS fsync only reaches the drive's cache; this flushes the drive as well.
 _FULL_SYNC: int | None = getattr(fcntl, "F_FULLFSYNC", None)
+_SECONDS_OF_A_DAY: Final = 86_400.0
 
 
 @contextmanager
@@ -47,13 +52,35 @@ def sync_folder(path: Path) -> None:
     sync_file(path)
 
 
+def temporary_beside(path: Path) -> Path:
+    """A name beside ``path``, free for what is to become it.
+
+    What a killed process left under such a name is removed when it is a day old: a younger one may
+    be another process's that is at work, on this machine or on another one of a shared disk.
+    """
+    yesterday = time.time() - _SECONDS_OF_A_DAY
+    for left in path.parent.glob(f".tmp-{glob.escape(path.name)}-*"):
+        with suppress(OSError):
+            if max(one.lstat().st_mtime for one in (left, *left.rglob("*"))) < yesterday:
+                remove(left)
+    return path.with_name(f".tmp-{path.name}-{os.getpid()}")
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a link, or a folder with all that is in it; nothing if it is not there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def replace_file(path: Path, content: bytes) -> None:
     """Write ``content`` to ``path`` so that a reader, or a crash, meets the old file or the new.
 
     Raises:
         OSError: nothing was changed, and no temporary file is left.
     """
-    temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
+    temporary = temporary_beside(path)
     try:
         temporary.write_bytes(content)
         sync_file(temporary)

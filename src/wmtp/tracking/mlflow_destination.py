@@ -118,7 +118,8 @@ class MlflowDestination:
         self._parameters = flat_parameters(settings)
         self._tags = {key: without_secrets(value) for key, value in tags.items()}
         self._run_file = folder.tracking / "mlflow-run.json"
-        self._within = Deadline(_request_seconds(self._tracking_uri))
+        seconds = _request_seconds(self._tracking_uri)
+        self._within, self._is_file = Deadline(seconds), seconds is None
         self._client: Any = None
         self._run_id = ""
         self._is_new = False
@@ -163,6 +164,8 @@ class MlflowDestination:
         ]
         for start in range(0, len(metrics), _METRICS_PER_REQUEST):
             self._log_batch(metrics=metrics[start : start + _METRICS_PER_REQUEST])
+        if metrics and not self._is_file:  # whatever answers a batch with 200 is believed
+            self._confirm(metrics[-1].key)
         self._portion = None
 
     def send_model(self, model: Path) -> None:
@@ -187,6 +190,11 @@ class MlflowDestination:
     def _log_batch(self, **entries: Any) -> None:
         client, run_id = self._client, self._run_id
         self._within.call(lambda: client.log_batch(run_id, synchronous=True, **entries))
+
+    def _confirm(self, name: str) -> None:
+        """Ask who has just taken a metric whether it knows the run, and the metric."""
+        if name not in self._get_run(self._run_id).data.metrics:
+            raise ConnectionError("the answer is not MLflow's: what was sent is not there")
 
     def _get_run(self, run_id: str) -> Any:
         """The run as the server knows it; an answer without the run is one of another server."""
