@@ -74,13 +74,15 @@ class Programs:
         return Running(pid, output, lambda seconds: server.reap(pid, seconds))
 
     def real(self, *arguments: str, prefix: tuple[str, ...] = (), **environment: str) -> Running:
-        """Start ``python -m wmtp``."""
+        """Start ``python -m wmtp``, with one thread for torch as a forked one has: sums of more
+        threads are added in another order.
+        """
         output = self._output()
         with output.open("w") as file:
             process = subprocess.Popen(
                 [*prefix, sys.executable, "-m", "wmtp", *arguments],
                 cwd=self.folder, stdin=subprocess.DEVNULL, stdout=file, stderr=file,
-                start_new_session=True, env=os.environ | environment,
+                start_new_session=True, env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
                 # a shell's background job ignores Ctrl-C
                 preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             )  # fmt: skip
