@@ -113,7 +113,9 @@ def test_no_good_one_is_left(toy: Toy, shard: str, note: Callable[..., None]) ->
     for checkpoint in list_checkpoints(run / "checkpoints"):
         (checkpoint / shard).unlink()
     ranks = fork_ranks(toy.programs, *toy.arguments(run.name, *SLICED, *SHORT, "--resume"))
-    assert ranks.wait() in ([2, 2], [2, 143])
+    first, second = ranks.wait()
+    assert first == 2
+    assert second != 0
     assert ranks.said.count("error: ") == 1, ranks.said
     assert "Start anew with another --run-name" in ranks.said
     note(Outcome())
