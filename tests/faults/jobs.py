@@ -10,7 +10,7 @@ import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.processes.running import Running
+from tests.processes.running import Running, reaper
 
 from .harness import Toy, wait_until
 
@@ -105,13 +105,7 @@ def start(
             start_new_session=True, env=os.environ | variables,
         )  # fmt: skip
 
-    def reap(seconds: float) -> int | None:
-        try:
-            return process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            return None
-
-    return Job(Running(process.pid, output, reap), mark)
+    return Job(Running(process.pid, output, reaper(process)), mark)
 
 
 def seen(job: Job, text: str) -> None:

@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from .running import Running
+from .running import Running, reaper
 
 SERVER = Path(__file__).with_name("fork_server.py")
 
@@ -87,13 +87,7 @@ class Programs:
                 preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             )  # fmt: skip
 
-        def reap(seconds: float) -> int | None:
-            try:
-                return process.wait(seconds)
-            except subprocess.TimeoutExpired:
-                return None
-
-        return Running(process.pid, output, reap)
+        return Running(process.pid, output, reaper(process))
 
     def _output(self) -> Path:
         self._count += 1

@@ -4,10 +4,12 @@ import contextlib
 import os
 import re
 import signal
+import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 
 @dataclass
@@ -57,6 +59,18 @@ class Running:
         while (left := _session(self.pid)) and time.monotonic() < deadline:
             time.sleep(0.02)
         return left
+
+
+def reaper(process: "subprocess.Popen[Any]") -> Callable[[float], int | None]:
+    """Waits for a process of ours so many seconds; its exit code, None if it still runs."""
+
+    def reap(seconds: float) -> int | None:
+        try:
+            return process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return None
+
+    return reap
 
 
 def _session(leader: int) -> list[int]:
