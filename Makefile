@@ -1,6 +1,6 @@
 # make demo   set up, then train two small models on Python's own sources and compare them
 # make test   set up, then lint, type check and test
-# make faults kill, damage and starve real runs for some 20 minutes; GROUP=kills for one group
+# make faults kill, damage and starve real runs for half an hour; GROUP=kills for one group
 # make bench  measure the loss against other ways to compute it
 PYTHON ?= python3
 VENV := .venv
