@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from wmtp.config import Settings
     from wmtp.data.documents import BadLines
     from wmtp.data.sources import Source
+    from wmtp.model.decoding.draft_length import Speculative
+    from wmtp.model.generate import Figures, StopReason
 
 NEWEST = "newest"
 """``--resume`` alone; as ``launch.NEWEST``, which is not imported for every command."""
@@ -266,14 +268,16 @@ def generate(
     temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token.")] = 0.0,
     top_p: Annotated[float, typer.Option(help="Nucleus; above 0, at most 1.")] = 1.0,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Fixes the draws.")] = 0,
+    speculative: Annotated[
+        str, typer.Option(help="Tokens that the heads draft for each pass; auto: as many as pay.")
+    ] = "auto",
     device: Backend = "auto",
     verbose: Verbose = False,
 ) -> None:
     """Continue a text; the text alone goes to standard output, figures to standard error."""
-    import time
-
     if not 0 < top_p <= 1:
         raise ConfigError(f"--top-p is {top_p}: it must be above 0 and at most 1.")
+    drafts = _drafts(speculative)
     from wmtp.data.tokenizer import TextTokenizer, stream_text
     from wmtp.model.generate import Sampling
     from wmtp.model.generate import generate as tokens_of
@@ -285,34 +289,47 @@ def generate(
     network = load_model(model).to(place.torch_device).eval()
     text = sys.stdin.read() if prompt == "-" else prompt
     prompt_ids = [*tokenizer.bos_ids, *tokenizer.encode(text)] or [tokenizer.eos_id]
-    started = time.perf_counter()
-    count = 0
+    ended: list[tuple[StopReason, Figures]] = []
 
-    def counted() -> Any:
-        nonlocal count
-        reason = yield from (
-            tokens_of(
-                network,
-                prompt_ids,
-                max_new_tokens=max_new_tokens,
-                sampling=Sampling(temperature, top_p, seed),
-                stop_ids=(tokenizer.eos_id,),
+    def tokens() -> Iterator[int]:
+        ended.append(
+            (
+                yield from tokens_of(
+                    network,
+                    prompt_ids,
+                    max_new_tokens=max_new_tokens,
+                    sampling=Sampling(temperature, top_p, seed),
+                    stop_ids=(tokenizer.eos_id,),
+                    speculative=drafts,
+                )
             )
         )
-        counted_reason.append(reason)
 
-    counted_reason: list[str] = []
-    for piece, tokens in stream_text(tokenizer, counted()):
-        count += tokens
+    started = time.perf_counter()
+    for piece, _ in stream_text(tokenizer, tokens()):
         print(piece, end="", flush=True)
     print()
     seconds = time.perf_counter() - started
-    ended = {"stop_id": "end of text", "context": "context is full"}.get(counted_reason[0], "")
-    print(
-        f"{count} tokens in {seconds:.2f} s, {count / seconds:.1f} tokens/s"
-        + (f" ({ended})" if ended else ""),
-        file=sys.stderr,
-    )
+    ((reason, figures),) = ended
+    why = {"stop_id": " (end of text)", "context": " (context is full)"}.get(reason, "")
+    rate = figures.tokens / seconds
+    _note(f"{figures.tokens} tokens in {seconds:.2f} s, {rate:.1f} tokens/s{why}")
+    if figures.acceptance:
+        shares = " ".join(f"{share:.2f}" for share in figures.acceptance)
+        speed_up = "" if figures.speed_up is None else f", {figures.speed_up:.2f} x plain decoding"
+        _note(
+            f"drafts: {figures.tokens_per_pass:.2f} tokens a pass{speed_up}, accepted at depth "
+            f"1, 2, ...: {shares}"
+        )
+
+
+def _drafts(speculative: str) -> "Speculative":
+    """What ``--speculative`` says."""
+    if speculative == "auto":
+        return "auto"
+    if not speculative.isascii() or not speculative.isdigit():
+        raise ConfigError(f"--speculative is '{speculative}': give a number of tokens, or auto.")
+    return int(speculative)
 
 
 @app.command()

@@ -183,7 +183,11 @@ class Heads(Section):
     hidden: Literal["post_norm", "pre_norm"] = Field(
         "post_norm", description="trunk output that feeds sequential heads"
     )
-    context: Literal["chained"] = "chained"
+    context: Literal["chained", "trunk", "mix"] = Field(
+        "chained",
+        description="rows a sequential head attends to: its own, those of the trunk as in "
+        "llama.cpp, or in turns",
+    )
 
 
 class Model(Section):

@@ -186,6 +186,7 @@ def try_to_learn(job: Job, moving: Moving, batches: list[Batch], share: Share) -
 
     Leaving this function lets go of what the failed pass held, which the traceback would keep.
     """
+    job.model.begin_step(moving.progress.step)
     try:
         for number, batch in enumerate(batches, start=1):
             send_gradients(job.model, now=number == len(batches))

@@ -11,6 +11,8 @@ import pytest
 from tests.loss.test_work_and_memory import WaitDetector
 from wmtp.runtime.device import available_kinds, choose_device
 
+from .conftest import World
+
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
@@ -41,6 +43,19 @@ def test_loss_benchmark_compares_all_schemes() -> None:
                "--memory-rows", "0")  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "| **known** |" in done.stdout
+
+
+def test_decoding_benchmark_compares_all_ways(world: World) -> None:
+    world.recipe["train"] = {"max_steps": 2}
+    world.recipe["data"]["train"]["max_length"] = 64
+    world.train("run")
+    prompts = world.folder / "prompts.jsonl"
+    prompts.write_text('{"text": "def add", "test_list": ["assert add(1, 2) == 3"]}\n' * 2)
+    done = run("decode.py", "--model", str(world.runs / "run" / "final"), "--prompts", str(prompts),
+               "--count", "2", "--new-tokens", "6", "--rounds", "1")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    ways = [line for line in done.stdout.splitlines() if "| 2 of 2 |" in line]
+    assert len(ways) == 6  # plain, one or two drafts or as many as pay, transformers twice
 
 
 def gpu_benchmark() -> ModuleType:

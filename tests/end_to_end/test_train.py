@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -154,6 +155,19 @@ def test_generated_text_alone_is_on_standard_output(
     out, err = capfd.readouterr()
     assert out == "_one(x):\n    return x + 1\n\n"
     assert "tokens/s (end of text)" in err
+    assert re.search(r"drafts: \d\.\d\d tokens a pass", err)
+    world.run("generate", "--model", str(world.runs / "overfit" / "final"), "--prompt", "def add",
+              "--speculative", "0")  # fmt: skip
+    plain, err = capfd.readouterr()
+    assert plain == out
+    assert "drafts" not in err
+
+
+def test_a_number_of_drafts_that_is_none_is_refused(world: World) -> None:
+    with pytest.raises(
+        ConfigError, match="--speculative is 'two': give a number of tokens, or auto"
+    ):
+        world.run("generate", "--model", ".", "--prompt", "x", "--speculative", "two")
 
 
 def test_a_logged_row_has_every_promised_key(world: World) -> None:

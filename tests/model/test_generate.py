@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from wmtp.errors import DataError
-from wmtp.model.generate import Sampling, choose, generate
+from wmtp.model.decoding.sampling import choose
+from wmtp.model.generate import Sampling, generate
 
 from .toys import stream, toy_model
 

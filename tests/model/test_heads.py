@@ -14,11 +14,12 @@ from .toys import stream, toy_model
 HIDDEN = ["post_norm", "pre_norm"]
 
 
+@pytest.mark.parametrize("context", ["chained", "trunk"])
 @pytest.mark.parametrize("hidden", HIDDEN)
 @torch.no_grad()
-def test_no_head_sees_the_future(hidden: str) -> None:
+def test_no_head_sees_the_future(hidden: str, context: str) -> None:
     """Changing token t moves head h at s only where t <= s + h (trap d)."""
-    model = toy_model(4, hidden)
+    model = toy_model(4, hidden, context=context)
     S, H = 10, 4
     x = torch.randint(0, 64, (1, S + H), generator=torch.Generator().manual_seed(3))
 
@@ -64,10 +65,57 @@ def test_the_chain_equals_a_plain_reading_of_the_format(hidden: str) -> None:
 
 
 @pytest.mark.parametrize("hidden", HIDDEN)
+@pytest.mark.parametrize("trunk", ["llama", "qwen3"])
 @torch.no_grad()
-def test_packed_documents_equal_documents_alone(hidden: str) -> None:
+def test_the_context_of_the_trunk_equals_a_plain_reading_of_the_format(
+    hidden: str, trunk: str
+) -> None:
+    """Row s of depth k alone: all that it may see is made one by one, and the last row asked."""
+    H, S = 4, 7
+    model = toy_model(H, hidden, context="trunk", trunk=trunk)
+    tokens, targets = stream(1, S, H)
+    found = model(tokens, targets)
+    x = torch.cat((tokens, targets[:, -1, : H - 1]), 1)[0]
+    states = model.trunk(model.trunk.embed(tokens), model.trunk.positions(S, None, cached=0))
+    g_0 = (states.post_norm if hidden == "post_norm" else states.pre_norm)[0]
+    for s in range(S):
+        chain = [g_0[s]]  # g_0(s), g_1(s), ...
+        for k, depth in enumerate(model.heads.depths, start=1):
+            rows = [(x[p], g_0[p - 1] if p else torch.zeros(32)) for p in range(s + 2)]
+            rows += [(x[s + 1 + j], chain[j]) for j in range(1, k)]
+            joined = [
+                depth.eh_proj.weight
+                @ torch.cat((depth.enorm(model.trunk.embed_tokens.weight[t]), depth.hnorm(g)))
+                for t, g in rows
+            ]
+            places = model.trunk.positions(len(rows), None, cached=0)
+            y = depth.block(torch.stack(joined)[None], places.rope, None)[0, -1]
+            n = depth.shared_head.norm(y)
+            torch.testing.assert_close(found[k][0, s], n, atol=3e-5, rtol=1e-5)
+            chain.append(n if hidden == "post_norm" else y)
+
+
+def test_mixed_contexts_take_turns_in_training_and_evaluation_is_chained() -> None:
+    mixed, chained, trunk = (
+        toy_model(4, context=context) for context in ("mix", "chained", "trunk")
+    )
+    batch = stream(2, 9, 4)
+
+    def outputs(model: MultiTokenModel, step: int) -> Tensor:
+        model.begin_step(step)
+        return torch.stack(model(*batch))
+
+    for step, one in enumerate((chained, trunk, chained, trunk)):
+        assert outputs(mixed.train(), step).equal(outputs(one.train(), step))
+        assert outputs(mixed.eval(), step).equal(outputs(chained.eval(), step))
+
+
+@pytest.mark.parametrize("context", ["chained", "trunk"])
+@pytest.mark.parametrize("hidden", HIDDEN)
+@torch.no_grad()
+def test_packed_documents_equal_documents_alone(hidden: str, context: str) -> None:
     """Where a target is valid, every head says what it says without the other documents."""
-    model = toy_model(3, hidden)
+    model = toy_model(3, hidden, context=context)
     H, lengths = 3, [5, 9, 7]
     x = torch.randint(0, 64, (sum(lengths) + H,), generator=torch.Generator().manual_seed(5))
     S = sum(lengths)
@@ -105,9 +153,10 @@ def gradients(model: MultiTokenModel) -> dict[str, Tensor]:
     return {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
 
 
-def test_recomputing_gives_the_same_gradients() -> None:
-    plain = gradients(toy_model(3))
-    model = toy_model(3)
+@pytest.mark.parametrize("context", ["chained", "trunk"])
+def test_recomputing_gives_the_same_gradients(context: str) -> None:
+    plain = gradients(toy_model(3, context=context))
+    model = toy_model(3, context=context)
     model.set_gradient_checkpointing(True)
     recomputed = gradients(model)
     assert plain.keys() == recomputed.keys()

@@ -36,10 +36,11 @@ def toy_model(
     *,
     kind: str = "sequential",
     trunk: str = "llama",
+    context: str = "chained",
     **changes: object,
 ) -> MultiTokenModel:
     """Every parameter random, gains included, so that nothing is hidden by a one or a zero."""
-    heads = HeadsShape(horizon, hidden, kind=kind)  # type: ignore[arg-type]
+    heads = HeadsShape(horizon, hidden, kind=kind, context=context)  # type: ignore[arg-type]
     if trunk in ("llama", "qwen3"):
         model = build_model(shape(**{"qk_norm": trunk == "qwen3"} | changes), heads, seed=0)
     else:

@@ -1,46 +1,15 @@
-"""Plain decoding: one token after another, with cached keys and values."""
+"""Continue texts: one token after another, or with drafts of the model's own heads."""
 
 from collections.abc import Collection, Generator, Sequence
-from dataclasses import dataclass
-from typing import Literal
-
-import torch
-from torch import Tensor
 
 from wmtp.errors import DataError
-from wmtp.model.kv_cache import Cache
+from wmtp.model.decoding.decoder import Decoder, Figures, StopReason, Text
+from wmtp.model.decoding.draft_length import Speculative
+from wmtp.model.decoding.sampling import GREEDY, Sampling
+from wmtp.model.llama import LlamaTrunk
 from wmtp.model.multi_token import MultiTokenModel
 
-StopReason = Literal["stop_id", "max_new_tokens", "context"]
-"""Why decoding ended: a stop token, enough tokens, or no room for more in the model's context."""
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How the next token is chosen.
-
-    Attributes:
-        temperature: divides the logits; 0 takes the likeliest token.
-        top_p: draw from the fewest likeliest tokens that together have this probability.
-        seed: fixes the draws, on any device.
-
-    Raises:
-        ValueError: the temperature is negative or ``top_p`` is not in (0, 1].
-    """
-
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.temperature < 0 or not 0 < self.top_p <= 1:
-            raise ValueError(
-                f"temperature {self.temperature} must be at least 0 and "
-                f"top_p {self.top_p} in (0, 1]"
-            )
-
-
-GREEDY = Sampling()
+__all__ = ["GREEDY", "Figures", "Sampling", "StopReason", "generate", "generate_many"]
 
 
 def generate(
@@ -50,11 +19,14 @@ def generate(
     max_new_tokens: int,
     sampling: Sampling = GREEDY,
     stop_ids: Collection[int] = (),
-) -> Generator[int, None, StopReason]:
-    """Continue a prompt, one token at a time as they are found.
+    speculative: Speculative = 0,
+) -> Generator[int, None, tuple[StopReason, Figures]]:
+    """Continue a prompt, giving out tokens as they are found.
 
-    Iterate over it for the tokens; ``reason = yield from generate(...)`` also tells why it ended.
-    The host waits for the device once per token.
+    Iterate over it for the tokens; ``reason, figures = yield from generate(...)`` also tells why it
+    ended, and what was done. With drafts the greedy text is the same, but where two logits are
+    within rounding of each other, because passes of several tokens add up in another order; and
+    draws follow the same distribution, though not with the same numbers.
 
     Args:
         model: in evaluation mode, on any device.
@@ -62,69 +34,72 @@ def generate(
         max_new_tokens: most tokens to add.
         sampling: how a token is chosen.
         stop_ids: tokens that end the text; they are not given out.
+        speculative: tokens that the heads draft for each pass, at most ``H - 1``; "auto" for as
+            many as pay; 0 for none.
 
     Returns:
-        The reason why no more tokens come.
+        The reason why no more tokens come, and figures.
 
     Raises:
         DataError: the prompt is empty, longer than the context, or has tokens that the model
             does not know.
         ValueError: the model is in training mode.
     """
-    _check_prompt(model, prompt_ids)
+    _check(model, [prompt_ids])
+    decoder = Decoder(
+        model,
+        [prompt_ids],
+        max_new_tokens=max_new_tokens,
+        sampling=sampling,
+        stop_ids=stop_ids,
+        speculative=speculative,
+    )
+    while not decoder.done:
+        yield from decoder.round()[0]
+    return decoder.texts[0].reason or "max_new_tokens", decoder.figures
+
+
+def generate_many(
+    model: MultiTokenModel,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    sampling: Sampling = GREEDY,
+    stop_ids: Collection[int] = (),
+    speculative: Speculative = 0,
+) -> tuple[list[Text], list[Figures]]:
+    """Continue several prompts at once; foreign trunks take them one after the other.
+
+    Arguments and errors are those of ``generate``.
+
+    Returns:
+        The texts, and figures of each batch that was decoded: one, or one a prompt.
+    """
+    _check(model, prompts)
+    together = isinstance(model.trunk, LlamaTrunk)
+    batches = [list(prompts)] if together else [[prompt] for prompt in prompts]
+    texts, figures = [], []
+    for batch in batches:
+        decoder = Decoder(
+            model,
+            batch,
+            max_new_tokens=max_new_tokens,
+            sampling=sampling,
+            stop_ids=stop_ids,
+            speculative=speculative,
+        )
+        while not decoder.done:
+            decoder.round()
+        texts += decoder.texts
+        figures.append(decoder.figures)
+    return texts, figures
+
+
+def _check(model: MultiTokenModel, prompts: Sequence[Sequence[int]]) -> None:
+    for prompt in prompts:
+        _check_prompt(model, prompt)
     if model.training:
         raise ValueError("generate needs model.eval(); dropout would spoil the text")
-    context = model.trunk_shape.max_seq_length
-    cache = model.new_cache(min(context, len(prompt_ids) + max_new_tokens))
-    draws = torch.Generator().manual_seed(sampling.seed)
-    tokens_BS = torch.tensor([prompt_ids], device=model.device)
-    for _ in range(max_new_tokens):
-        if cache.length + tokens_BS.shape[1] > context:
-            return "context"
-        with torch.no_grad():
-            tokens_BS = next_tokens(model, tokens_BS, cache, sampling, draws)
-        token = int(tokens_BS)
-        if token in stop_ids:
-            return "stop_id"
-        yield token
-    return "max_new_tokens"
-
-
-def next_tokens(
-    model: MultiTokenModel,
-    tokens_BS: Tensor,
-    cache: Cache,
-    sampling: Sampling,
-    draws: torch.Generator,
-) -> Tensor:
-    """Read tokens that are not in the cache yet and choose the one after them, ``[B, 1]``."""
-    hidden_BD = model.next_token_hidden(tokens_BS, cache=cache)[:, -1]
-    return choose(hidden_BD @ model.unembedding_VD.T, sampling, draws)
-
-
-def choose(logits_BV: Tensor, sampling: Sampling, draws: torch.Generator) -> Tensor:
-    """Pick one token per row, int64 ``[B, 1]``.
-
-    A draw is one uniform number per row, taken on the CPU and looked up in the sorted cumulative
-    distribution: the same seed means the same draws on every device.
-
-    Example:
-        >>> draws = torch.Generator().manual_seed(0)
-        >>> choose(torch.tensor([[0.0, 3.0, 1.0]]), Sampling(temperature=1.0, top_p=0.5), draws)
-        tensor([[1]])
-    """
-    if sampling.temperature == 0:
-        return logits_BV.argmax(dim=-1, keepdim=True)
-    scaled_BV, ids_BV = (logits_BV.float() / sampling.temperature).sort(dim=-1, descending=True)
-    cumulative_BV = scaled_BV.softmax(dim=-1).cumsum(dim=-1)
-    # The nucleus ends with the first token at which top_p is reached; rounding may leave the last
-    # sum under 1.
-    reached_BV = cumulative_BV >= cumulative_BV[:, -1:].clamp(max=sampling.top_p)
-    last_B1 = reached_BV.int().argmax(dim=-1, keepdim=True)
-    uniform_B1 = torch.rand(logits_BV.shape[0], 1, generator=draws).to(logits_BV.device)
-    drawn_B1 = uniform_B1 * cumulative_BV.gather(1, last_B1)
-    rank_B1 = (cumulative_BV <= drawn_B1).sum(dim=-1, keepdim=True)
-    return ids_BV.gather(1, rank_B1.minimum(last_B1))
 
 
 def _check_prompt(model: MultiTokenModel, prompt_ids: Sequence[int]) -> None:

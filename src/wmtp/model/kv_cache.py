@@ -62,6 +62,19 @@ class LayerCache:
             raise ValueError(f"cannot crop a cache of {self.length} positions to {length}")
         self.length = length
 
+    def close_up(self, order_BT: Tensor, capacity: int) -> None:
+        """Keep some positions of each row, in that order, in room for ``capacity`` of them."""
+        if self._held is not None:
+            kept = []
+            for held_BGTC in self._held:
+                batch, groups, _, width = held_BGTC.shape
+                index_BGTC = order_BT[:, None, :, None].expand(-1, groups, -1, width)
+                moved_BGTC = held_BGTC.new_empty(batch, groups, capacity, width)
+                moved_BGTC[:, :, : order_BT.shape[1]] = held_BGTC.gather(2, index_BGTC)
+                kept.append(moved_BGTC)
+            self._held = (kept[0], kept[1])
+        self.capacity, self.length = capacity, order_BT.shape[1]
+
 
 @final
 class KVCache(Cache):

@@ -6,7 +6,7 @@ submodules are those of the Hugging Face layout. ``B S D`` batch, positions, wid
 and new positions; ``N G C`` heads, key-value groups, width of a head.
 """
 
-from typing import cast, final
+from typing import NamedTuple, cast, final
 
 import torch
 from torch import Tensor, nn
@@ -64,6 +64,18 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x_BSD, self.weight.shape, self.weight, self.eps)
 
 
+class ContextRows(NamedTuple):
+    """Rows that a block's own may look at, and that are asked nothing themselves.
+
+    Attributes:
+        rows: ``[B, C, D]``, as they would enter the block.
+        rope: the rotations of their positions.
+    """
+
+    rows: Tensor
+    rope: tuple[Tensor, Tensor]
+
+
 class Attention(nn.Module):
     """Grouped-query self-attention with rotary positions."""
 
@@ -85,22 +97,32 @@ class Attention(nn.Module):
         rope: tuple[Tensor, Tensor],
         mask: Tensor | None,
         cache: LayerCache | None,
+        context: ContextRows | None = None,
     ) -> Tensor:
         """Each position's mixture of what it may see, ``[B, S, D]``."""
         query_BSNC = self.q_proj(x_BSD).unflatten(-1, (-1, self.head_dim))
-        key_BSGC = self.k_proj(x_BSD).unflatten(-1, (-1, self.head_dim))
-        value_BSGC = self.v_proj(x_BSD).unflatten(-1, (-1, self.head_dim))
-        if self.q_norm is not None and self.k_norm is not None:
-            query_BSNC, key_BSGC = self.q_norm(query_BSNC), self.k_norm(key_BSGC)
+        if self.q_norm is not None:
+            query_BSNC = self.q_norm(query_BSNC)
+        key_BGTC, value_BGTC = self._keys_and_values(x_BSD, rope)
         # A norm gives float32 under autocast; queries and keys must match the values.
-        query_BNSC = rotate(query_BSNC.transpose(1, 2), rope).to(value_BSGC.dtype)
-        key_BGTC = rotate(key_BSGC.transpose(1, 2), rope).to(value_BSGC.dtype)
-        value_BGTC = value_BSGC.transpose(1, 2)
+        query_BNSC = rotate(query_BSNC.transpose(1, 2), rope).to(value_BGTC.dtype)
+        if context is not None:
+            earlier_BGTC, values_BGTC = self._keys_and_values(*context)
+            key_BGTC = torch.cat((earlier_BGTC, key_BGTC), dim=2)
+            value_BGTC = torch.cat((values_BGTC, value_BGTC), dim=2)
         if cache is not None:
             key_BGTC, value_BGTC = cache.extend(key_BGTC, value_BGTC)
         mixed_BNSC = attend(query_BNSC, key_BGTC, value_BGTC, mask)
         mixed_BSD: Tensor = self.o_proj(mixed_BNSC.transpose(1, 2).flatten(2))
         return mixed_BSD
+
+    def _keys_and_values(self, x_BSD: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        key_BSGC = self.k_proj(x_BSD).unflatten(-1, (-1, self.head_dim))
+        value_BSGC = self.v_proj(x_BSD).unflatten(-1, (-1, self.head_dim))
+        if self.k_norm is not None:
+            key_BSGC = self.k_norm(key_BSGC)
+        key_BGSC = rotate(key_BSGC.transpose(1, 2), rope).to(value_BSGC.dtype)
+        return key_BGSC, value_BSGC.transpose(1, 2)
 
 
 class SwiGLU(nn.Module):
@@ -135,9 +157,12 @@ class Block(nn.Module):
         rope: tuple[Tensor, Tensor],
         mask: Tensor | None = None,
         cache: LayerCache | None = None,
+        context: ContextRows | None = None,
     ) -> Tensor:
-        """One layer, ``[B, S, D]`` to ``[B, S, D]``."""
-        attended_BSD = self.self_attn(self.input_layernorm(x_BSD), rope, mask, cache)
+        """One layer, ``[B, S, D]`` to ``[B, S, D]``; ``mask`` counts the context's rows first."""
+        if context is not None:
+            context = context._replace(rows=self.input_layernorm(context.rows))
+        attended_BSD = self.self_attn(self.input_layernorm(x_BSD), rope, mask, cache, context)
         x_BSD = x_BSD + F.dropout(attended_BSD, self.dropout, self.training)
         transformed_BSD = self.mlp(self.post_attention_layernorm(x_BSD))
         return x_BSD + F.dropout(transformed_BSD, self.dropout, self.training)

@@ -181,6 +181,11 @@ class MultiTokenModel(nn.Module):
         self.trunk.requires_grad_(False)
         self.trunk.set_dropout(0.0)
 
+    def begin_step(self, step: int) -> None:
+        """Know the number of the training step that follows, from 0 on."""
+        if self.heads is not None:
+            self.heads.begin_step(step)
+
     def set_gradient_checkpointing(self, enabled: bool) -> None:
         """Trade a second forward of each block for the memory of its insides."""
         self.trunk.set_checkpointing(enabled)

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, Field, ValidationError
 
 from wmtp.errors import CheckpointError
-from wmtp.model.heads import HeadsShape, Hidden, Kind
+from wmtp.model.heads import Context, HeadsShape, Hidden, Kind
 from wmtp.model.llama_shape import LlamaShape
 from wmtp.model.stored_tensors import CONFIG_NAME
 from wmtp.untrusted import read_json as read_any_json
@@ -52,7 +52,7 @@ class MtpConfig(BaseModel):
     kind: Kind
     horizon: int = Field(ge=1, le=MOST_HEADS)
     hidden: Hidden = "post_norm"
-    context: Literal["chained"] = "chained"
+    context: Context = "chained"
     head_scale: tuple[float, ...] = ()
     final_norm_gain: bool = True
     trunk: TrunkKind = "llama"

@@ -1,12 +1,12 @@
 """The heads beyond the trunk's own next token: one file per kind; the table below names them."""
 
-from wmtp.model.heads.base import ExtraHeads, HeadsShape, Hidden, Kind
+from wmtp.model.heads.base import Context, ExtraHeads, HeadsShape, Hidden, Kind
 from wmtp.model.heads.linear import LinearHeads
 from wmtp.model.heads.parallel import ParallelHeads
 from wmtp.model.heads.sequential import SequentialHeads
 from wmtp.model.llama_shape import LlamaShape
 
-__all__ = ["ExtraHeads", "HeadsShape", "Hidden", "Kind", "build_heads"]
+__all__ = ["Context", "ExtraHeads", "HeadsShape", "Hidden", "Kind", "build_heads"]
 
 KINDS: dict[Kind, type[LinearHeads | ParallelHeads | SequentialHeads]] = {
     "sequential": SequentialHeads,

@@ -17,6 +17,11 @@ Hidden = Literal["post_norm", "pre_norm"]
 next."""
 
 
+Context = Literal["chained", "trunk", "mix"]
+"""Which rows a depth of sequential heads attends to: its own chain (as transformers and vLLM
+draft), rows fed by the trunk (as llama.cpp does), or in turns, step by step."""
+
+
 @dataclass(frozen=True)
 class HeadsShape:
     """The heads beyond the trunk's own.
@@ -37,7 +42,7 @@ class HeadsShape:
     hidden: Hidden = "post_norm"
     head_scale: tuple[float, ...] = ()
     kind: Kind = "sequential"
-    context: Literal["chained"] = "chained"
+    context: Context = "chained"
 
     def __post_init__(self) -> None:
         if self.horizon < 1:
@@ -57,6 +62,9 @@ class ExtraHeads(nn.Module, ABC):
         super().__init__()
         self.shape = shape
         self.checkpointing = False
+
+    def begin_step(self, step: int) -> None:
+        """Know the number of the training step that follows; most heads do the same in each."""
 
     @property
     @abstractmethod

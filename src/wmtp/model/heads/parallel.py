@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from wmtp.model.heads.base import ExtraHeads, HeadsShape
+from wmtp.model.kv_cache import LayerCache
 from wmtp.model.llama import Block, LlamaTrunk, RMSNorm
 from wmtp.model.llama_shape import LlamaShape
 from wmtp.model.trunk import Positions, Trunk, TrunkStates, recomputed
@@ -33,10 +34,14 @@ class ParallelHead(nn.Module):
         self.norm = RMSNorm(shape.hidden_size, shape.norm_eps, learned=shape.final_norm_gain)
 
     def forward(
-        self, state_BSD: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None
+        self,
+        state_BSD: Tensor,
+        rope: tuple[Tensor, Tensor],
+        mask: Tensor | None,
+        cache: LayerCache | None = None,
     ) -> Tensor:
         """From the trunk's state to a hidden state ready for the unembedding."""
-        normed_BSD: Tensor = self.norm(self.block(state_BSD, rope, mask))
+        normed_BSD: Tensor = self.norm(self.block(state_BSD, rope, mask, cache))
         return normed_BSD
 
 

@@ -1,0 +1,1 @@
+"""Decoding with the model's own heads; ``generate.py`` beside this folder is the way in."""

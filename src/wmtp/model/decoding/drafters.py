@@ -1,0 +1,281 @@
+"""Drafts: what the heads beyond the first say will follow the last token of each text.
+
+A text has the tokens ``x_0 .. x_n`` of which the trunk has read ``x_0 .. x_{n-1}``. Head ``k`` at
+row ``s = n - 1`` predicts ``x_{n+k}``, the ``k``-th draft ``d_k``. Heads with blocks keep keys and
+values of earlier rows, as training saw them; every row that was made with a draft is forgotten
+before the next round, whether the draft was accepted or not: its row is then made again, with
+others, in one pass.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import final
+
+import torch
+from torch import Tensor
+
+from wmtp.model.decoding.readers import HOLE, places_of
+from wmtp.model.decoding.row_cache import RowCache
+from wmtp.model.heads.linear import LinearHeads
+from wmtp.model.heads.parallel import ParallelHeads
+from wmtp.model.heads.sequential import SequentialHeads
+from wmtp.model.multi_token import MultiTokenModel
+from wmtp.model.trunk import TrunkStates
+
+Pick = Callable[[Tensor], Tensor]
+"""Chooses a draft for each text from logits ``[B, V]``; int64 ``[B]``."""
+
+
+class Drafter(ABC):
+    """The heads of a model, at work on several texts."""
+
+    @abstractmethod
+    def follow(self, states: TrunkStates, positions_BS: Tensor) -> None:
+        """Take in what the trunk has just read and nobody has forgotten.
+
+        Args:
+            states: of the new positions.
+            positions_BS: in each text; ``HOLE`` where there is none, or it was rejected.
+        """
+
+    @abstractmethod
+    def draft(self, texts: Sequence[Sequence[int]], count: int, pick: Pick) -> list[Tensor]:
+        """The next ``count`` drafts of each text.
+
+        Args:
+            texts: all tokens of each; the trunk has read all but the last.
+            count: at most ``H - 1``.
+            pick: called with the logits of head 1, then of head 2, ...
+
+        Returns:
+            ``count`` tensors int64 ``[B]``.
+        """
+
+
+def build_drafter(model: MultiTokenModel, rows: int, capacity: int) -> Drafter | None:
+    """What drafts with the model's heads; None if it has none."""
+    heads = model.heads
+    if isinstance(heads, SequentialHeads) and heads.shape.context == "trunk":
+        return TrunkFedDrafter(model, heads, rows, capacity)
+    if isinstance(heads, SequentialHeads):
+        return SequentialDrafter(model, heads, rows, capacity)
+    if isinstance(heads, ParallelHeads):
+        return ParallelDrafter(model, heads, rows, capacity)
+    if isinstance(heads, LinearHeads):
+        return LinearDrafter(heads)
+    return None
+
+
+@final
+class History:
+    """One state of every row that the trunk has read, by its place in the text.
+
+    Args:
+        rows: B, how many texts.
+        capacity: rows of a text at first.
+    """
+
+    def __init__(self, rows: int, capacity: int) -> None:
+        self._rows, self._capacity = rows, capacity
+        self._held_BTD: Tensor | None = None
+
+    def write(self, states_BSD: Tensor, positions_BS: Tensor, end: int) -> None:
+        """Keep states at their positions.
+
+        Args:
+            states_BSD: anything where there is no position.
+            positions_BS: in each text, ``HOLE`` for none.
+            end: no position is beyond it.
+        """
+        held_BTD = self._held_BTD
+        if held_BTD is None or held_BTD.shape[1] <= end:  # one more: what has no place goes last
+            self._capacity = max(self._capacity, 2 * end) + 1
+            grown_BTD = states_BSD.new_zeros(self._rows, self._capacity, states_BSD.shape[2])
+            if held_BTD is not None:
+                grown_BTD[:, : held_BTD.shape[1]] = held_BTD
+            self._held_BTD = held_BTD = grown_BTD
+        places_BS = torch.where(positions_BS == HOLE, held_BTD.shape[1] - 1, positions_BS)
+        held_BTD.scatter_(1, places_BS.unsqueeze(2).expand_as(states_BSD), states_BSD)
+
+    def at(self, positions_BW: Tensor) -> Tensor:
+        """The states at positions, ``[B, W, D]``; anything where there is none."""
+        assert self._held_BTD is not None
+        places_BW = positions_BW.clamp(min=0)
+        width = self._held_BTD.shape[2]
+        return self._held_BTD.gather(1, places_BW.unsqueeze(2).expand(-1, -1, width))
+
+
+@final
+class Window:
+    """The rows of each text that a head has still to make, filled up in front to one width.
+
+    Args:
+        starts: the first row of each text.
+        stops: the row after its last one.
+        device: where the positions are needed.
+    """
+
+    def __init__(self, starts: Sequence[int], stops: Sequence[int], device: torch.device) -> None:
+        self.starts = list(starts)
+        self.width = max(stop - start for start, stop in zip(starts, stops, strict=True))
+        rows = [
+            [HOLE] * (self.width - (stop - start)) + list(range(start, stop))
+            for start, stop in zip(starts, stops, strict=True)
+        ]
+        self.positions_BW = torch.tensor(rows, device=device)
+
+    def tokens(self, texts: Sequence[Sequence[int]], *, ahead: int) -> Tensor:
+        """``x_{s + ahead}`` of each row ``s``; 0 where there is no row."""
+        rows = [
+            list(text[start + ahead : start + ahead + self.width])
+            for text, start in zip(texts, self.starts, strict=True)
+        ]
+        filled = [[0] * (self.width - len(row)) + row for row in rows]
+        return torch.tensor(filled, device=self.positions_BW.device)
+
+
+@final
+class SequentialDrafter(Drafter):
+    """Depth after depth, each fed with the draft and the state of the one before."""
+
+    def __init__(
+        self, model: MultiTokenModel, heads: SequentialHeads, rows: int, capacity: int
+    ) -> None:
+        self._model, self._heads = model, heads
+        self._history = History(rows, capacity)
+        device = model.device
+        self._caches = [RowCache(1, rows, capacity, device) for _ in heads.chain]
+        # rows that each depth has made with tokens that are certain, of each text
+        self._made = [[0] * rows for _ in heads.chain]
+
+    def follow(self, states: TrunkStates, positions_BS: Tensor) -> None:
+        """Keep the state that travels from the trunk to the first depth."""
+        post = self._heads.shape.hidden == "post_norm"
+        end = self._model.trunk_shape.max_seq_length
+        self._history.write(states.post_norm if post else states.pre_norm, positions_BS, end)
+
+    def draft(self, texts: Sequence[Sequence[int]], count: int, pick: Pick) -> list[Tensor]:
+        """Run the chain over the rows that a depth in use lacks, and over the last row."""
+        stops = [len(text) - 1 for text in texts]
+        starts = [min(rows) for rows in zip(*self._made[:count], strict=True)]
+        window = Window(starts, stops, self._model.device)
+        tokens_BW = window.tokens(texts, ahead=1)
+        travelling_BWD = self._history.at(window.positions_BW)
+        drafts: list[Tensor] = []
+        for k, depth in enumerate(self._heads.chain[:count], start=1):
+            if drafts:
+                tokens_BW = torch.cat((tokens_BW[:, 1:], drafts[-1][:, None]), dim=1)
+            cache = self._caches[k - 1]
+            cache.forget(starts)
+            places = places_of(
+                self._model.trunk, window.positions_BW, cache.append(window.positions_BW)
+            )
+            pre_BWD, post_BWD = depth(
+                self._model.trunk.embed(tokens_BW), travelling_BWD, places.rope, places.mask,
+                cache.layers[0],
+            )  # fmt: skip
+            travelling_BWD = post_BWD if self._heads.shape.hidden == "post_norm" else pre_BWD
+            drafts.append(pick(post_BWD[:, -1] @ self._model.unembedding_VD.T))
+            # row s has read x_{s+k}, which is certain up to the text's last token
+            self._made[k - 1] = [max(0, stop + 1 - k) for stop in stops]
+        return drafts
+
+
+@final
+class TrunkFedDrafter(Drafter):
+    """Depth after depth among rows ``(x_p, g_0(p-1))``, of which none is ever made with a draft."""
+
+    def __init__(
+        self, model: MultiTokenModel, heads: SequentialHeads, rows: int, capacity: int
+    ) -> None:
+        self._model, self._heads = model, heads
+        self._history = History(rows, capacity)
+        self._caches = [RowCache(1, rows, capacity, model.device) for _ in heads.chain]
+        self._made = [[0] * rows for _ in heads.chain]
+
+    def follow(self, states: TrunkStates, positions_BS: Tensor) -> None:
+        """Keep the state that travels from the trunk to every depth."""
+        post = self._heads.shape.hidden == "post_norm"
+        end = self._model.trunk_shape.max_seq_length
+        self._history.write(states.post_norm if post else states.pre_norm, positions_BS, end)
+
+    def draft(self, texts: Sequence[Sequence[int]], count: int, pick: Pick) -> list[Tensor]:
+        """Feed each depth the rows that it lacks, and behind them the chain so far."""
+        stops = [len(text) for text in texts]
+        device, embed = self._model.device, self._model.trunk.embed
+        drafts: list[Tensor] = []
+        chain: list[tuple[Tensor, Tensor]] = []  # embedding and state of each step, [B, 1, D]
+        for k, depth in enumerate(self._heads.chain[:count], start=1):
+            made, cache = self._made[k - 1], self._caches[k - 1]
+            cache.forget(made)
+            window = Window(made, stops, device)
+            fed_BWD = self._history.at(window.positions_BW - 1)
+            fed_BWD = fed_BWD.masked_fill(window.positions_BW.unsqueeze(2) <= 0, 0)
+            embedded = [embed(window.tokens(texts, ahead=0)), *(one for one, _ in chain)]
+            hidden = [fed_BWD, *(state for _, state in chain)]
+            ahead = torch.tensor([range(stop, stop + k - 1) for stop in stops], device=device)
+            positions_BW = torch.cat((window.positions_BW, ahead.long()), dim=1)
+            places = places_of(self._model.trunk, positions_BW, cache.append(positions_BW))
+            pre_BWD, post_BWD = depth(
+                torch.cat(embedded, 1), torch.cat(hidden, 1), places.rope, places.mask,
+                cache.layers[0],
+            )  # fmt: skip
+            drafts.append(pick(post_BWD[:, -1] @ self._model.unembedding_VD.T))
+            travelling_BWD = post_BWD if self._heads.shape.hidden == "post_norm" else pre_BWD
+            chain.append((embed(drafts[-1][:, None]), travelling_BWD[:, -1:]))
+            self._made[k - 1] = stops
+        return drafts
+
+
+@final
+class ParallelDrafter(Drafter):
+    """Heads side by side, each on the trunk's state and on its own earlier rows."""
+
+    def __init__(
+        self, model: MultiTokenModel, heads: ParallelHeads, rows: int, capacity: int
+    ) -> None:
+        self._model, self._heads = model, heads
+        self._history = History(rows, capacity)
+        self._caches = [RowCache(1, rows, capacity, model.device) for _ in heads.each]
+        self._made = [[0] * rows for _ in heads.each]
+
+    def follow(self, states: TrunkStates, positions_BS: Tensor) -> None:
+        """Keep the state that the heads read."""
+        end = self._model.trunk_shape.max_seq_length
+        self._history.write(states.before_last, positions_BS, end)
+
+    def draft(self, texts: Sequence[Sequence[int]], count: int, pick: Pick) -> list[Tensor]:
+        """Run each head over the rows that it lacks."""
+        stops = [len(text) - 1 for text in texts]
+        drafts = []
+        for index, head in enumerate(self._heads.each[:count]):
+            window = Window(self._made[index], stops, self._model.device)
+            cache = self._caches[index]
+            places = places_of(
+                self._model.trunk, window.positions_BW, cache.append(window.positions_BW)
+            )
+            state_BWD = self._history.at(window.positions_BW)
+            hidden_BWD = head(state_BWD, places.rope, places.mask, cache.layers[0])
+            drafts.append(pick(hidden_BWD[:, -1] @ self._model.unembedding_VD.T))
+            self._made[index] = stops
+        return drafts
+
+
+@final
+class LinearDrafter(Drafter):
+    """A matrix for each head, on the trunk's last state of each text."""
+
+    def __init__(self, heads: LinearHeads) -> None:
+        self._heads = heads
+        self._last_BD: Tensor | None = None
+
+    def follow(self, states: TrunkStates, positions_BS: Tensor) -> None:
+        """Keep the state of each text's last position."""
+        last_B11 = positions_BS.argmax(dim=1)[:, None, None]
+        width = states.post_norm.shape[2]
+        self._last_BD = states.post_norm.gather(1, last_B11.expand(-1, 1, width)).squeeze(1)
+
+    def draft(self, texts: Sequence[Sequence[int]], count: int, pick: Pick) -> list[Tensor]:
+        """One product for each draft."""
+        assert self._last_BD is not None
+        return [pick(self._last_BD @ matrix_VD.T) for matrix_VD in self._heads.matrices[:count]]

@@ -1,0 +1,86 @@
+"""Keys and values of several texts at once, each of its own length.
+
+New positions are written behind those of all texts; what a text has no use for (a draft that was
+rejected, the filling behind a shorter prompt) stays as a hole that nobody looks at, until the
+cache is full and is closed up.
+"""
+
+from collections.abc import Sequence
+from typing import final
+
+import torch
+from torch import Tensor
+
+from wmtp.model.kv_cache import LayerCache
+
+HOLE = -1
+
+
+@final
+class RowCache:
+    """The caches of a stack of layers, and which position of its text each slot holds.
+
+    Args:
+        num_layers: how many layers.
+        rows: B, how many texts.
+        capacity: slots at first; more are made when positions without holes do not fit.
+        device: where the keys will be.
+    """
+
+    def __init__(self, num_layers: int, rows: int, capacity: int, device: torch.device) -> None:
+        self.layers = [LayerCache(capacity) for _ in range(num_layers)]
+        self.slots_BT = torch.full((rows, capacity), HOLE, device=device)
+        self.used = 0
+        self._has_holes = rows > 1
+
+    def append(self, positions_BS: Tensor) -> Tensor | None:
+        """Take slots for new positions; what their queries may see, bool ``[B, 1, S, T]``.
+
+        None where that is everything, or plainly what came before.
+
+        Args:
+            positions_BS: of each new token in its text, ``HOLE`` where there is none; such a query
+                sees itself alone, so that nothing in it becomes a NaN.
+        """
+        added = positions_BS.shape[1]
+        if self.used + added > self.slots_BT.shape[1]:
+            self._close_up(added)
+        start, end = self.used, self.used + added
+        self.slots_BT[:, start:end] = positions_BS
+        self.used = end
+        if not self._has_holes and (added == 1 or start == 0):
+            return None
+        slots_B1T = self.slots_BT[:, None, :end]
+        seen_BST = (slots_B1T >= 0) & (slots_B1T <= positions_BS[:, :, None])
+        itself_ST = torch.ones(added, end, dtype=torch.bool, device=seen_BST.device)
+        itself_ST = itself_ST.tril(start).triu(start)
+        return (seen_BST | itself_ST).unsqueeze(1)
+
+    def forget(self, lengths: Sequence[int], dropped: int = 0) -> None:
+        """Forget each text's positions from its length on.
+
+        Args:
+            lengths: how many positions of each text stay.
+            dropped: slots, of those taken last, that no text keeps.
+        """
+        self.used = self.used - dropped if self._has_holes else lengths[0]
+        for layer in self.layers:
+            layer.crop(self.used)
+        if self._has_holes:
+            used_BT = self.slots_BT[:, : self.used]
+            lengths_B1 = torch.tensor(lengths, device=used_BT.device)[:, None]
+            used_BT.masked_fill_(used_BT >= lengths_B1, HOLE)
+
+    def _close_up(self, added: int) -> None:
+        """Move what is held to the front, and make more slots if that is not enough."""
+        held_BT = self.slots_BT[:, : self.used] >= 0
+        longest = int(held_BT.sum(1).max()) if self.used else 0
+        order_BT = (~held_BT).byte().argsort(dim=1, stable=True)[:, :longest]
+        capacity = self.slots_BT.shape[1]
+        if longest + 2 * added > capacity:  # room for a few passes, not for one
+            capacity = 2 * capacity + added
+        slots_BT = torch.full_like(self.slots_BT[:, :1], HOLE).expand(-1, capacity).clone()
+        slots_BT[:, :longest] = self.slots_BT.gather(1, order_BT)
+        self.slots_BT, self.used = slots_BT, longest
+        for layer in self.layers:
+            layer.close_up(order_BT, capacity)
