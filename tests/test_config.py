@@ -421,6 +421,38 @@ def test_sections_that_do_not_go_together_are_all_told(tmp_path: Path) -> None:
     assert all(line.startswith(str(tmp_path)) for line in found)
 
 
+def test_wrong_keys_and_keys_that_do_not_go_together_are_told_at_once(tmp_path: Path) -> None:
+    """And nothing is said of a key's neighbours that only its own fault would make true."""
+    told = faults(
+        tmp_path,
+        "recipe.optim.lr=fast",
+        "recipe.optim.min_lr=0.5",  # above any lr that could stand in for it
+        "recipe.optim.betas=[0.9, 1.5]",
+        "recipe.train.max_step=5",
+        "recipe.model.heads.horizon=2",
+        "recipe.loss.head_scale=[1.0, 0.3, 0.3]",
+        "config.log_interval=0",
+    )
+    assert len(told) == 5, told
+    parts = ["lr is 'fast'", "betas [0.9, 1.5] must", "Did you mean max_steps"]
+    parts += ["must have 2 factors", "log_interval is 0"]
+    for part in parts:
+        assert sum(part in line for line in told) == 1, part
+
+
+def test_a_fault_of_the_weighting_says_nothing_of_what_needs_one(tmp_path: Path) -> None:
+    told = faults(
+        tmp_path,
+        "recipe.weighting={algorithm: critic-wmtp, decay: 5}",
+        "recipe.data.rewards.sources=[rewards.jsonl]",
+        "recipe.optim.lr=fast",
+        "recipe.loss.head_scale=[1.0]",
+    )
+    assert len(told) == 3, told
+    for part in ("weighting.decay", "optim.lr", "loss.head_scale"):
+        assert sum(part in line for line in told) == 1, part
+
+
 def test_a_start_that_cannot_be_is_told_whole(tmp_path: Path) -> None:
     config = with_value(CONFIG, ("paths", "models", "base"), str(tmp_path / "gone"))
     recipe = with_value(RECIPE, ("weighting",), {"algorithm": "rho1-wmtp"})

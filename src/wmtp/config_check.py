@@ -3,6 +3,7 @@
 import difflib
 import re
 import reprlib
+from collections.abc import Set
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -62,9 +63,11 @@ def load_settings(
     faults += config.errors + recipe.errors
 
     checked_config = _check(Config, config, faults)
+    before = len(faults)
     weighting = _check_weighting(recipe, "weighting", Path(recipe_path).parent, faults)
     recipe.values["weighting"] = weighting
-    checked_recipe = _check(Recipe, recipe, faults)
+    stands_in: set[Key] = {("weighting",)} if len(faults) > before else set()
+    checked_recipe = _check(Recipe, recipe, faults, doubted=stands_in)
     if faults or checked_config is None or checked_recipe is None:
         raise ConfigError("\n".join(dict.fromkeys(faults)))
     return Settings(config=checked_config, recipe=checked_recipe)
@@ -173,22 +176,83 @@ def _check_weighting(
     return _check(kind, section, faults, prefix) or Baseline()
 
 
-def _check(model: type[M], document: Document, faults: list[str], prefix: Key = ()) -> M | None:
+def _check(
+    model: type[M],
+    document: Document,
+    faults: list[str],
+    prefix: Key = (),
+    doubted: Set[Key] = frozenset(),
+) -> M | None:
+    """The checked section, None after a fault.
+
+    What keys have to do with each other is only looked at where each is right by itself. So the
+    wrong ones are taken out and the rest is checked again, for what does not speak of them.
+
+    Args:
+        model: what the section must be.
+        document: its values and where they come from.
+        faults: what is wrong is added here.
+        prefix: where in the file the document begins.
+        doubted: keys of whose neighbours nothing is said either: their values are not the user's.
+    """
     if not document.readable:
         return None
     try:
         return model.model_validate(document.values)
     except ValidationError as error:
         details = error.errors(include_url=False)
-        places = {detail["loc"] for detail in details}
+    places = {detail["loc"] for detail in details}
+    for detail in details:
+        key = detail["loc"]
+        inside = any(len(other) > len(key) and other[: len(key)] == key for other in places)
+        told = any(key[:length] in document.faulted for length in range(1, len(key) + 1))
+        # a list is too short for pydantic where its only entry is wrong, which is told
+        if not told and not (inside and detail["type"] == "too_short"):
+            faults += _faults(model, document, detail, prefix, doubted)
+    left_out = set(doubted)
+    while wrong := {_path(detail["loc"]) for detail in details} - left_out - {()}:
+        left_out |= wrong
+        try:
+            model.model_validate(_without(document.values, left_out - doubted))
+            break
+        except ValidationError as error:
+            details = error.errors(include_url=False)
         for detail in details:
-            key = detail["loc"]
-            inside = any(len(other) > len(key) and other[: len(key)] == key for other in places)
-            told = any(key[:length] in document.faulted for length in range(1, len(key) + 1))
-            # a list is too short for pydantic where its only entry is wrong, which is told
-            if not told and not (inside and detail["type"] == "too_short"):
-                faults.append(_fault(model, document, detail, prefix))
-        return None
+            if detail["type"] == "value_error":
+                faults += _faults(model, document, detail, prefix, left_out)
+    return None
+
+
+def _faults(
+    model: type[BaseModel], document: Document, detail: ErrorDetails, prefix: Key, doubted: Set[Key]
+) -> list[str]:
+    """The lines of a fault, but for those on a key's neighbours where its own value is wrong."""
+    lines = _fault(model, document, detail, prefix).split("\n")
+    if detail["type"] != "value_error":
+        return lines
+    return [line for line in lines if not _speaks_of(doubted, line)]
+
+
+def _path(key: Key) -> Key:
+    """Up to the list that the key may lie in."""
+    names = [isinstance(part, str) for part in key]
+    return key[: names.index(False)] if False in names else key
+
+
+def _without(values: Any, keys: set[Key]) -> Any:
+    """A copy of nested sections that lacks some keys."""
+    if not isinstance(values, dict):
+        return values
+    return {
+        name: _without(value, {key[1:] for key in keys if key[:1] == (name,)})
+        for name, value in values.items()
+        if (name,) not in keys
+    }
+
+
+def _speaks_of(keys: Set[Key], line: str) -> bool:
+    words = set(re.findall(r"\w+", line.partition(": ")[2]))
+    return any(str(key[-1]) in words for key in keys)
 
 
 def _fault(model: type[BaseModel], document: Document, detail: ErrorDetails, prefix: Key) -> str:
