@@ -8,7 +8,6 @@ on the disk, so that being killed at any moment leaves the older ones as they we
 import contextlib
 import hashlib
 import json
-import os
 import re
 import shutil
 import threading
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from wmtp.errors import CheckpointError, ConfigError
-from wmtp.runtime.durable import remove, storage_errors, sync_file, sync_folder
+from wmtp.runtime.durable import remove, storage_errors, sync_file, sync_folder, temporary_name
 from wmtp.untrusted import LARGEST_JSON, read_bounded
 
 MANIFEST: Final = "manifest.json"
@@ -92,7 +91,7 @@ def write_folder(target: Path, step: int, fill: Callable[[Path], None]) -> None:
     Raises:
         StorageError: the disk refused; the temporary folder is removed.
     """
-    temporary = target.with_name(f"{_TEMPORARY}{target.name}-{os.getpid()}")
+    temporary = temporary_name(target)
     try:
         with storage_errors(f"{target} could not be written"):
             remove(temporary)

@@ -97,3 +97,8 @@ class KVCache(Cache):
         """Forget every position from ``length`` on, for instance a rejected draft."""
         for layer in self.layers:
             layer.crop(length)
+
+    def close_up(self, order_BT: Tensor, capacity: int) -> None:
+        """Keep some positions of each row, in that order, in room for ``capacity`` of them."""
+        for layer in self.layers:
+            layer.close_up(order_BT, capacity)

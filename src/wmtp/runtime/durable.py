@@ -52,8 +52,13 @@ def sync_folder(path: Path) -> None:
     sync_file(path)
 
 
+def temporary_name(path: Path) -> Path:
+    """What this process calls, until it is whole, what is to become ``path``."""
+    return path.with_name(f".tmp-{path.name}-{os.getpid()}")
+
+
 def temporary_beside(path: Path) -> Path:
-    """A name beside ``path``, free for what is to become it.
+    """As ``temporary_name``, in a folder that no lock guards.
 
     What a killed process left under such a name is removed when it is a day old: a younger one may
     be another process's that is at work, on this machine or on another one of a shared disk.
@@ -63,7 +68,7 @@ def temporary_beside(path: Path) -> Path:
         with suppress(OSError):
             if max(one.lstat().st_mtime for one in (left, *left.rglob("*"))) < yesterday:
                 remove(left)
-    return path.with_name(f".tmp-{path.name}-{os.getpid()}")
+    return temporary_name(path)
 
 
 def remove(path: Path) -> None:
@@ -80,7 +85,7 @@ def replace_file(path: Path, content: bytes) -> None:
     Raises:
         OSError: nothing was changed, and no temporary file is left.
     """
-    temporary = temporary_beside(path)
+    temporary = temporary_name(path)
     try:
         temporary.write_bytes(content)
         sync_file(temporary)

@@ -6,7 +6,8 @@ from torch import Tensor
 
 from tests.model.toys import KINDS, toy_model
 from wmtp.model.decoding.drafters import build_drafter
-from wmtp.model.decoding.readers import HOLE, build_reader
+from wmtp.model.decoding.readers import build_reader
+from wmtp.model.decoding.row_cache import HOLE
 from wmtp.model.multi_token import MultiTokenModel
 
 CASES = [(kind, "post_norm", "chained") for kind in KINDS]
@@ -32,7 +33,7 @@ def test_drafts_are_those_of_a_forward_pass(
     read = [0, 0, 0]
     for count in (3, 3, 1, 2, 3, 1, 1, 3):
         tokens, places = unread(texts, read)
-        drafter.follow(reader.read(tokens, places), places)
+        drafter.follow(reader.read(tokens, places), places, max(map(len, texts)))
         read = [len(text) - 1 for text in texts]
         if min(read) > 0:
             found: list[Tensor] = []

@@ -102,6 +102,25 @@ def test_caches_that_are_full_of_holes_are_closed_up() -> None:
     assert cache.slots_BT.shape[1] <= 3 * 180
 
 
+@pytest.mark.parametrize(
+    ("kind", "context"),
+    [("sequential", "chained"), ("sequential", "trunk"), ("parallel", "chained")],
+)
+def test_a_long_context_costs_nothing_before_it_is_used(kind: str, context: str) -> None:
+    """Neither states nor rotations are kept for places that no text has reached."""
+    model = toy_model(4, kind=kind, context=context, max_seq_length=1 << 24)
+    assert len(plain(model, [1, 2, 3], 20, speculative=3)) == 20
+    cos, _ = model.trunk.rope._table  # type: ignore[misc]
+    assert len(cos) < 500
+    decoder = Decoder(
+        model, [[1, 2, 3]], max_new_tokens=20, sampling=GREEDY, stop_ids=(), speculative=3
+    )
+    while not decoder.done:
+        decoder.round()
+    held_BTD = decoder._drafter._history._held_BTD  # type: ignore[union-attr]
+    assert held_BTD.shape[1] < 500
+
+
 # sampling -----------------------------------------------------------------------------------------
 
 

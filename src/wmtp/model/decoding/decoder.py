@@ -20,7 +20,8 @@ from torch import Tensor
 
 from wmtp.model.decoding.draft_length import DraftLength, Speculative
 from wmtp.model.decoding.drafters import build_drafter
-from wmtp.model.decoding.readers import HOLE, build_reader
+from wmtp.model.decoding.readers import build_reader
+from wmtp.model.decoding.row_cache import HOLE
 from wmtp.model.decoding.sampling import Sampling, draw, probabilities, uniforms
 from wmtp.model.multi_token import MultiTokenModel
 
@@ -155,7 +156,8 @@ class Decoder:
         if self._drafter is not None:
             for row, length in zip(positions, lengths, strict=True):
                 row[:] = [place if place < length else HOLE for place in row]
-            self._drafter.follow(states, torch.tensor(positions, device=self._model.device))
+            kept_BS = torch.tensor(positions, device=self._model.device)
+            self._drafter.follow(states, kept_BS, max(lengths))
         self._note(count, kept, taken, going_on, time.perf_counter() - started)
         return taken
 

@@ -14,8 +14,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from wmtp.model.decoding.readers import HOLE, places_of
-from wmtp.model.decoding.row_cache import RowCache
+from wmtp.model.decoding.row_cache import HOLE, RowCache
 from wmtp.model.heads.linear import LinearHeads
 from wmtp.model.heads.parallel import ParallelHeads
 from wmtp.model.heads.sequential import SequentialHeads
@@ -30,12 +29,13 @@ class Drafter(ABC):
     """The heads of a model, at work on several texts."""
 
     @abstractmethod
-    def follow(self, states: TrunkStates, positions_BS: Tensor) -> None:
+    def follow(self, states: TrunkStates, positions_BS: Tensor, end: int) -> None:
         """Take in what the trunk has just read and nobody has forgotten.
 
         Args:
             states: of the new positions.
             positions_BS: in each text; ``HOLE`` where there is none, or it was rejected.
+            end: all positions are before it.
         """
 
     @abstractmethod
@@ -85,7 +85,7 @@ class History:
         Args:
             states_BSD: anything where there is no position.
             positions_BS: in each text, ``HOLE`` for none.
-            end: no position is beyond it.
+            end: all positions are before it.
         """
         held_BTD = self._held_BTD
         if held_BTD is None or held_BTD.shape[1] <= end:  # one more: what has no place goes last
@@ -134,25 +134,61 @@ class Window:
         return torch.tensor(filled, device=self.positions_BW.device)
 
 
-@final
-class SequentialDrafter(Drafter):
+class BlockDrafter(Drafter):
+    """Heads of a block each, which keep their earlier rows and one state of the trunk's rows.
+
+    Args:
+        model: whose heads they are.
+        depths: how many there are.
+        rows: B, how many texts.
+        capacity: rows of a text at first.
+    """
+
+    def __init__(self, model: MultiTokenModel, depths: int, rows: int, capacity: int) -> None:
+        self._model = model
+        self._history = History(rows, capacity)
+        self._caches = [RowCache(model.trunk, 1, rows, capacity) for _ in range(depths)]
+        # rows that each head has made with tokens that are certain, of each text
+        self._made = [[0] * rows for _ in range(depths)]
+
+    @abstractmethod
+    def _state(self, states: TrunkStates) -> Tensor:
+        """What the heads read of the trunk."""
+
+    def follow(self, states: TrunkStates, positions_BS: Tensor, end: int) -> None:
+        """Keep the state that the heads read."""
+        self._history.write(self._state(states), positions_BS, end)
+
+
+class ChainDrafter(BlockDrafter):
     """Depth after depth, each fed with the draft and the state of the one before."""
 
     def __init__(
         self, model: MultiTokenModel, heads: SequentialHeads, rows: int, capacity: int
     ) -> None:
-        self._model, self._heads = model, heads
-        self._history = History(rows, capacity)
-        device = model.device
-        self._caches = [RowCache(1, rows, capacity, device) for _ in heads.chain]
-        # rows that each depth has made with tokens that are certain, of each text
-        self._made = [[0] * rows for _ in heads.chain]
+        super().__init__(model, len(heads.chain), rows, capacity)
+        self._chain = heads.chain
+        self._is_post_norm = heads.shape.hidden == "post_norm"
 
-    def follow(self, states: TrunkStates, positions_BS: Tensor) -> None:
-        """Keep the state that travels from the trunk to the first depth."""
-        post = self._heads.shape.hidden == "post_norm"
-        end = self._model.trunk_shape.max_seq_length
-        self._history.write(states.post_norm if post else states.pre_norm, positions_BS, end)
+    def _state(self, states: TrunkStates) -> Tensor:
+        return states.post_norm if self._is_post_norm else states.pre_norm
+
+    def _run(
+        self, index: int, embedded_BWD: Tensor, hidden_BWD: Tensor, positions_BW: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Rows of one depth; the logits of the last one ``[B, V]``, and what travels from all."""
+        cache = self._caches[index]
+        places = cache.append(positions_BW)
+        pre_BWD, post_BWD = self._chain[index](
+            embedded_BWD, hidden_BWD, places.rope, places.mask, cache.stack.layers[0]
+        )
+        logits_BV = post_BWD[:, -1] @ self._model.unembedding_VD.T
+        return logits_BV, post_BWD if self._is_post_norm else pre_BWD
+
+
+@final
+class SequentialDrafter(ChainDrafter):
+    """In the context ``chained``: a depth attends to its own rows, each fed by the one before."""
 
     def draft(self, texts: Sequence[Sequence[int]], count: int, pick: Pick) -> list[Tensor]:
         """Run the chain over the rows that a depth in use lacks, and over the last row."""
@@ -162,42 +198,23 @@ class SequentialDrafter(Drafter):
         tokens_BW = window.tokens(texts, ahead=1)
         travelling_BWD = self._history.at(window.positions_BW)
         drafts: list[Tensor] = []
-        for k, depth in enumerate(self._heads.chain[:count], start=1):
+        for index in range(count):
             if drafts:
                 tokens_BW = torch.cat((tokens_BW[:, 1:], drafts[-1][:, None]), dim=1)
-            cache = self._caches[k - 1]
-            cache.forget(starts)
-            places = places_of(
-                self._model.trunk, window.positions_BW, cache.append(window.positions_BW)
+            self._caches[index].forget(starts)
+            embedded_BWD = self._model.trunk.embed(tokens_BW)
+            logits_BV, travelling_BWD = self._run(
+                index, embedded_BWD, travelling_BWD, window.positions_BW
             )
-            pre_BWD, post_BWD = depth(
-                self._model.trunk.embed(tokens_BW), travelling_BWD, places.rope, places.mask,
-                cache.layers[0],
-            )  # fmt: skip
-            travelling_BWD = post_BWD if self._heads.shape.hidden == "post_norm" else pre_BWD
-            drafts.append(pick(post_BWD[:, -1] @ self._model.unembedding_VD.T))
-            # row s has read x_{s+k}, which is certain up to the text's last token
-            self._made[k - 1] = [max(0, stop + 1 - k) for stop in stops]
+            drafts.append(pick(logits_BV))
+            # row s has read x_{s+1+index}, which is certain up to the text's last token
+            self._made[index] = [max(0, stop - index) for stop in stops]
         return drafts
 
 
 @final
-class TrunkFedDrafter(Drafter):
-    """Depth after depth among rows ``(x_p, g_0(p-1))``, of which none is ever made with a draft."""
-
-    def __init__(
-        self, model: MultiTokenModel, heads: SequentialHeads, rows: int, capacity: int
-    ) -> None:
-        self._model, self._heads = model, heads
-        self._history = History(rows, capacity)
-        self._caches = [RowCache(1, rows, capacity, model.device) for _ in heads.chain]
-        self._made = [[0] * rows for _ in heads.chain]
-
-    def follow(self, states: TrunkStates, positions_BS: Tensor) -> None:
-        """Keep the state that travels from the trunk to every depth."""
-        post = self._heads.shape.hidden == "post_norm"
-        end = self._model.trunk_shape.max_seq_length
-        self._history.write(states.post_norm if post else states.pre_norm, positions_BS, end)
+class TrunkFedDrafter(ChainDrafter):
+    """In the context ``trunk``: rows ``(x_p, g_0(p-1))``, of which none is made with a draft."""
 
     def draft(self, texts: Sequence[Sequence[int]], count: int, pick: Pick) -> list[Tensor]:
         """Feed each depth the rows that it lacks, and behind them the chain so far."""
@@ -205,44 +222,37 @@ class TrunkFedDrafter(Drafter):
         device, embed = self._model.device, self._model.trunk.embed
         drafts: list[Tensor] = []
         chain: list[tuple[Tensor, Tensor]] = []  # embedding and state of each step, [B, 1, D]
-        for k, depth in enumerate(self._heads.chain[:count], start=1):
-            made, cache = self._made[k - 1], self._caches[k - 1]
-            cache.forget(made)
+        for index in range(count):
+            made = self._made[index]
+            self._caches[index].forget(made)
             window = Window(made, stops, device)
             fed_BWD = self._history.at(window.positions_BW - 1)
             fed_BWD = fed_BWD.masked_fill(window.positions_BW.unsqueeze(2) <= 0, 0)
             embedded = [embed(window.tokens(texts, ahead=0)), *(one for one, _ in chain)]
             hidden = [fed_BWD, *(state for _, state in chain)]
-            ahead = torch.tensor([range(stop, stop + k - 1) for stop in stops], device=device)
+            ahead = torch.tensor([range(stop, stop + index) for stop in stops], device=device)
             positions_BW = torch.cat((window.positions_BW, ahead.long()), dim=1)
-            places = places_of(self._model.trunk, positions_BW, cache.append(positions_BW))
-            pre_BWD, post_BWD = depth(
-                torch.cat(embedded, 1), torch.cat(hidden, 1), places.rope, places.mask,
-                cache.layers[0],
-            )  # fmt: skip
-            drafts.append(pick(post_BWD[:, -1] @ self._model.unembedding_VD.T))
-            travelling_BWD = post_BWD if self._heads.shape.hidden == "post_norm" else pre_BWD
+            logits_BV, travelling_BWD = self._run(
+                index, torch.cat(embedded, 1), torch.cat(hidden, 1), positions_BW
+            )
+            drafts.append(pick(logits_BV))
             chain.append((embed(drafts[-1][:, None]), travelling_BWD[:, -1:]))
-            self._made[k - 1] = stops
+            self._made[index] = stops
         return drafts
 
 
 @final
-class ParallelDrafter(Drafter):
+class ParallelDrafter(BlockDrafter):
     """Heads side by side, each on the trunk's state and on its own earlier rows."""
 
     def __init__(
         self, model: MultiTokenModel, heads: ParallelHeads, rows: int, capacity: int
     ) -> None:
-        self._model, self._heads = model, heads
-        self._history = History(rows, capacity)
-        self._caches = [RowCache(1, rows, capacity, model.device) for _ in heads.each]
-        self._made = [[0] * rows for _ in heads.each]
+        super().__init__(model, len(heads.each), rows, capacity)
+        self._heads = heads
 
-    def follow(self, states: TrunkStates, positions_BS: Tensor) -> None:
-        """Keep the state that the heads read."""
-        end = self._model.trunk_shape.max_seq_length
-        self._history.write(states.before_last, positions_BS, end)
+    def _state(self, states: TrunkStates) -> Tensor:
+        return states.before_last
 
     def draft(self, texts: Sequence[Sequence[int]], count: int, pick: Pick) -> list[Tensor]:
         """Run each head over the rows that it lacks."""
@@ -251,11 +261,9 @@ class ParallelDrafter(Drafter):
         for index, head in enumerate(self._heads.each[:count]):
             window = Window(self._made[index], stops, self._model.device)
             cache = self._caches[index]
-            places = places_of(
-                self._model.trunk, window.positions_BW, cache.append(window.positions_BW)
-            )
+            places = cache.append(window.positions_BW)
             state_BWD = self._history.at(window.positions_BW)
-            hidden_BWD = head(state_BWD, places.rope, places.mask, cache.layers[0])
+            hidden_BWD = head(state_BWD, places.rope, places.mask, cache.stack.layers[0])
             drafts.append(pick(hidden_BWD[:, -1] @ self._model.unembedding_VD.T))
             self._made[index] = stops
         return drafts
@@ -269,7 +277,7 @@ class LinearDrafter(Drafter):
         self._heads = heads
         self._last_BD: Tensor | None = None
 
-    def follow(self, states: TrunkStates, positions_BS: Tensor) -> None:
+    def follow(self, states: TrunkStates, positions_BS: Tensor, end: int) -> None:
         """Keep the state of each text's last position."""
         last_B11 = positions_BS.argmax(dim=1)[:, None, None]
         width = states.post_norm.shape[2]

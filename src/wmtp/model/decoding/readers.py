@@ -6,9 +6,9 @@ from typing import final
 
 from torch import Tensor
 
-from wmtp.model.decoding.row_cache import HOLE, RowCache
+from wmtp.model.decoding.row_cache import RowCache
 from wmtp.model.llama import LlamaTrunk
-from wmtp.model.trunk import Positions, Trunk, TrunkStates
+from wmtp.model.trunk import Trunk, TrunkStates
 
 
 class Reader(ABC):
@@ -56,36 +56,17 @@ class LlamaReader(Reader):
 
     def __init__(self, trunk: LlamaTrunk, rows: int, capacity: int) -> None:
         self._trunk = trunk
-        layers, device = trunk.shape.num_layers, trunk.embedding_VD.device
-        self._cache = RowCache(layers, rows, capacity, device)
+        self._cache = RowCache(trunk, trunk.shape.num_layers, rows, capacity)
 
     def read(self, tokens_BS: Tensor, positions_BS: Tensor) -> TrunkStates:
         """Run the blocks over the tokens."""
-        return run_blocks_of(self._trunk, self._trunk.embed(tokens_BS), positions_BS, self._cache)
+        places = self._cache.append(positions_BS)
+        states: TrunkStates = self._trunk(self._trunk.embed(tokens_BS), places, self._cache.stack)
+        return states
 
     def forget(self, lengths: Sequence[int], dropped: int) -> None:
         """Make holes of what is behind the lengths."""
         self._cache.forget(lengths, dropped)
-
-
-def run_blocks_of(
-    trunk: LlamaTrunk, embedded_BSD: Tensor, positions_BS: Tensor, cache: RowCache
-) -> TrunkStates:
-    """As the trunk's own forward, for texts of different lengths."""
-    places = places_of(trunk, positions_BS, cache.append(positions_BS))
-    x_BSD = before_last_BSD = embedded_BSD
-    for block, layer in zip(trunk.blocks, cache.layers, strict=True):
-        before_last_BSD = x_BSD
-        x_BSD = block(x_BSD, places.rope, places.mask, layer)
-    return TrunkStates(before_last_BSD, x_BSD, trunk.norm(x_BSD))
-
-
-def places_of(trunk: Trunk, positions_BS: Tensor, mask: Tensor | None) -> Positions:
-    """Rotations of each token's own position, ``[B, 1, S, C / 2]``, and what it may see."""
-    end = trunk.shape.max_seq_length
-    cos, sin = trunk.rope.positions(0, end, positions_BS.device)
-    real_BS = positions_BS.clamp(min=0)
-    return Positions((cos[real_BS].unsqueeze(1), sin[real_BS].unsqueeze(1)), mask, None, 0)
 
 
 @final
@@ -106,6 +87,3 @@ class ForeignReader(Reader):
         """Crop the cache."""
         if dropped:
             self._cache.crop(self._cache.length - dropped)
-
-
-__all__ = ["HOLE", "Reader", "build_reader", "places_of"]

@@ -11,7 +11,8 @@ from typing import final
 import torch
 from torch import Tensor
 
-from wmtp.model.kv_cache import LayerCache
+from wmtp.model.kv_cache import KVCache
+from wmtp.model.trunk import Positions, Trunk
 
 HOLE = -1
 
@@ -21,22 +22,21 @@ class RowCache:
     """The caches of a stack of layers, and which position of its text each slot holds.
 
     Args:
+        trunk: turns queries and keys by their positions.
         num_layers: how many layers.
         rows: B, how many texts.
         capacity: slots at first; more are made when positions without holes do not fit.
-        device: where the keys will be.
     """
 
-    def __init__(self, num_layers: int, rows: int, capacity: int, device: torch.device) -> None:
-        self.layers = [LayerCache(capacity) for _ in range(num_layers)]
-        self.slots_BT = torch.full((rows, capacity), HOLE, device=device)
+    def __init__(self, trunk: Trunk, num_layers: int, rows: int, capacity: int) -> None:
+        self.stack = KVCache(num_layers, capacity)
+        self._rope = trunk.rope
+        self.slots_BT = torch.full((rows, capacity), HOLE, device=trunk.embedding_VD.device)
         self.used = 0
         self._has_holes = rows > 1
 
-    def append(self, positions_BS: Tensor) -> Tensor | None:
-        """Take slots for new positions; what their queries may see, bool ``[B, 1, S, T]``.
-
-        None where that is everything, or plainly what came before.
+    def append(self, positions_BS: Tensor) -> Positions:
+        """Take slots for new positions; their rotations, and what their queries may see.
 
         Args:
             positions_BS: of each new token in its text, ``HOLE`` where there is none; such a query
@@ -48,6 +48,15 @@ class RowCache:
         start, end = self.used, self.used + added
         self.slots_BT[:, start:end] = positions_BS
         self.used = end
+        # no position is beyond the slots, because those before it are held
+        cos, sin = self._rope.positions(0, self.slots_BT.shape[1], positions_BS.device)
+        real_BS = positions_BS.clamp(min=0)
+        rope = cos[real_BS].unsqueeze(1), sin[real_BS].unsqueeze(1)
+        return Positions(rope, self._mask(positions_BS, start, end), None, start)
+
+    def _mask(self, positions_BS: Tensor, start: int, end: int) -> Tensor | None:
+        """Bool ``[B, 1, S, T]``; None where that is everything, or plainly what came before."""
+        added = end - start
         if not self._has_holes and (added == 1 or start == 0):
             return None
         slots_B1T = self.slots_BT[:, None, :end]
@@ -64,8 +73,7 @@ class RowCache:
             dropped: slots, of those taken last, that no text keeps.
         """
         self.used = self.used - dropped if self._has_holes else lengths[0]
-        for layer in self.layers:
-            layer.crop(self.used)
+        self.stack.crop(self.used)
         if self._has_holes:
             used_BT = self.slots_BT[:, : self.used]
             lengths_B1 = torch.tensor(lengths, device=used_BT.device)[:, None]
@@ -82,5 +90,4 @@ class RowCache:
         slots_BT = torch.full_like(self.slots_BT[:, :1], HOLE).expand(-1, capacity).clone()
         slots_BT[:, :longest] = self.slots_BT.gather(1, order_BT)
         self.slots_BT, self.used = slots_BT, longest
-        for layer in self.layers:
-            layer.close_up(order_BT, capacity)
+        self.stack.close_up(order_BT, capacity)
