@@ -213,6 +213,11 @@ class Model(Section):
     rope_theta: float = Field(10000.0, gt=1)
     qk_norm: bool = Field(True, description="for models from scratch")
     tie_embeddings: bool = Field(True, description="for models from scratch")
+    final_norm_gain: bool | None = Field(
+        None,
+        description="a gain in the norms before the unembedding; empty: as stored, none from "
+        "scratch; false moves a stored one into the unembedding, which is then not tied",
+    )
     dropout: float = Field(0.0, ge=0, lt=1)
     heads: Heads = Heads()
 
@@ -224,7 +229,13 @@ class Model(Section):
             return self
         unused = [
             name
-            for name in ("num_kv_heads", "intermediate_size", "rope_theta", "qk_norm")
+            for name in (
+                "num_kv_heads",
+                "intermediate_size",
+                "rope_theta",
+                "qk_norm",
+                "final_norm_gain",
+            )
             if getattr(self, name) != type(self).model_fields[name].default
         ]
         if unused:

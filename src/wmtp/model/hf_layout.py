@@ -28,6 +28,7 @@ from wmtp.model.multi_token import (
     attach_heads,
     empty_model,
     initialize_from_scratch,
+    without_final_gain,
 )
 from wmtp.model.stored_config import SpecialTokens, StoredConfig, TrunkKind, special_tokens_json
 from wmtp.model.stored_names import MTP_LLAMA_NORM, foreign_name, is_of_heads, layout_name
@@ -67,6 +68,7 @@ def load_model(
     trunk_only: bool = False,
     seed: int = 0,
     dropout: float = 0.0,
+    final_norm_gain: bool | None = None,
 ) -> MultiTokenModel:
     """Read a model directory into a float32 model on the CPU.
 
@@ -83,10 +85,13 @@ def load_model(
         trunk_only: leave stored heads on the disk.
         seed: of the blocks of new heads.
         dropout: of the run that will train the model; not a property of the directory.
+        final_norm_gain: what the caller expects of the norms before the unembedding; None takes
+            what is stored. Where a llama trunk has a gain and is to have none, its gain moves into
+            the unembedding, which is then a matrix of its own; the trunk computes the same.
 
     Raises:
-        CheckpointError: the directory, its config or its tensors cannot be used, or its heads are
-            not those asked for.
+        CheckpointError: the directory, its config or its tensors cannot be used, or its heads or
+            norms are not those asked for.
         ValueError: ``heads`` are given together with ``trunk_only``.
     """
     if trunk_only and heads is not None:
@@ -94,8 +99,11 @@ def load_model(
     stored = read_config(directory, kind)
     stored_heads = HeadsShape(horizon=1) if trunk_only else stored.heads
     heads_shape = _agreed_heads(directory, stored_heads, heads)
+    _check_gain(directory, stored, stored_heads, final_norm_gain)
     load = _load_hf_trunk if stored.kind == "hf" else _load_llama
     model = load(directory, stored, heads_shape, stored_heads, seed)
+    if final_norm_gain is False and stored.trunk.final_norm_gain:
+        model = without_final_gain(model)
     model.set_dropout(dropout)
     if model.heads is not None and stored_heads.horizon == 1:
         initialize_from_scratch(model.heads, torch.Generator().manual_seed(seed))
@@ -331,14 +339,32 @@ def _agreed_heads(directory: Path, stored: HeadsShape, asked: HeadsShape | None)
         ("kind", stored.kind, asked.kind),
         ("horizon", stored.horizon, asked.horizon),
         ("hidden", stored.hidden, asked.hidden),
-        ("context", stored.context, asked.context),
     ):
         if has != wants and (asked.kind == "sequential" or key in ("kind", "horizon")):
             raise CheckpointError(
                 f"'{directory}' holds heads with {key} {has}, but model.heads.{key} is {wants}. "
                 f"Set model.heads.{key}: {has}, or start from a directory without heads."
             )
-    return replace(stored, head_scale=asked.head_scale or stored.head_scale)
+    # no tensor depends on the context: heads may be trained on in another one
+    scale = asked.head_scale or stored.head_scale
+    return replace(stored, head_scale=scale, context=asked.context)
+
+
+def _check_gain(
+    directory: Path, stored: StoredConfig, heads: HeadsShape, asked: bool | None
+) -> None:
+    if asked is None or asked == stored.trunk.final_norm_gain:
+        return
+    if asked:
+        raise CheckpointError(
+            f"'{directory}' has no gain in its last norm, but model.final_norm_gain is true. "
+            "Leave the key out."
+        )
+    if stored.kind == "hf" or heads.horizon > 1:
+        what = "is run by transformers" if stored.kind == "hf" else "has heads with gains"
+        raise CheckpointError(
+            f"'{directory}' {what}: model.final_norm_gain cannot be false. Leave the key out."
+        )
 
 
 def _ignored_names(

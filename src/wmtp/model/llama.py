@@ -6,6 +6,7 @@ submodules are those of the Hugging Face layout. ``B S D`` batch, positions, wid
 and new positions; ``N G C`` heads, key-value groups, width of a head.
 """
 
+from dataclasses import replace
 from typing import NamedTuple, cast, final
 
 import torch
@@ -55,6 +56,12 @@ class RMSNorm(nn.Module):
             self.weight = nn.Parameter(torch.ones(width))
         else:
             self.register_buffer("weight", torch.ones(width))
+
+    @torch.no_grad()
+    def start_with(self, gain_D: Tensor) -> None:
+        """Set the gain that training begins with; a constant one stays 1."""
+        if isinstance(self.weight, nn.Parameter):
+            self.weight.copy_(gain_D)
 
     def forward(self, x_BSD: Tensor) -> Tensor:
         """Norm over the last dimension."""
@@ -240,6 +247,15 @@ class LlamaTrunk(Trunk):
     def final_gain_D(self) -> Tensor:
         """The gain of the norm before the unembedding."""
         return self.norm.weight
+
+    def absorb_final_gain(self) -> None:
+        """Move the gain of the last norm into the unembedding, which is then not tied."""
+        matrix_VD = self.unembedding_VD.detach() * self.final_gain_D()
+        self.shape = replace(self.shape, final_norm_gain=False, tie_embeddings=False)
+        with torch.device("meta"):
+            self.lm_head = nn.Linear(self.shape.hidden_size, self.shape.vocab_size, bias=False)
+        self.lm_head.weight = nn.Parameter(matrix_VD)
+        self.norm = RMSNorm(matrix_VD.shape[1], self.shape.norm_eps, learned=False)
 
     def compile_blocks(self) -> None:
         """Let ``torch.compile`` fuse the blocks; names of parameters stay as they are."""

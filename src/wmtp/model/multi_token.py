@@ -240,6 +240,23 @@ def build_model(trunk_shape: LlamaShape, heads_shape: HeadsShape, seed: int) -> 
     return model
 
 
+@torch.no_grad()
+def without_final_gain(model: MultiTokenModel) -> MultiTokenModel:
+    """The same llama trunk with its last norm's gain moved into the unembedding, and new heads.
+
+    ``W (g * x) = (W diag(g)) x``: the trunk computes what it did, up to rounding. An unembedding
+    that was tied to the embedding becomes a matrix of its own.
+    """
+    trunk = model.trunk
+    assert isinstance(trunk, LlamaTrunk)
+    trunk.absorb_final_gain()
+    with torch.device("meta"):
+        changed = MultiTokenModel(trunk, model.heads_shape)
+    if changed.heads is not None:
+        changed.heads.to_empty(device=trunk.embedding_VD.device)
+    return changed
+
+
 def attach_heads(trunk: Trunk, heads_shape: HeadsShape, seed: int) -> MultiTokenModel:
     """Put new heads beside a foreign trunk; their blocks are initialized as ``build_model`` says.
 

@@ -13,7 +13,7 @@ from wmtp.model.value_head import read_value_head_facts
 from wmtp.opening.model_names import model_directory
 from wmtp.weighting import find_critic
 
-KEYS_WITH_A_BASE = frozenset({"kind", "heads", "dropout"})
+KEYS_WITH_A_BASE = frozenset({"kind", "heads", "final_norm_gain", "dropout"})
 """Keys of the recipe's model section that a pretrained start leaves open."""
 
 

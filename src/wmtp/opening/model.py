@@ -38,6 +38,7 @@ def open_model(
             kind=recipe.model.kind,
             seed=settings.config.devices.seed,
             dropout=recipe.model.dropout,
+            final_norm_gain=recipe.model.final_norm_gain,
         )
     else:
         model = build_from_scratch(settings, heads, tokenizer.vocab_size)
@@ -120,5 +121,6 @@ def trunk_shape(recipe: Recipe, vocab_size: int) -> LlamaShape:
         norm_eps=1e-5,
         tie_embeddings=model.tie_embeddings,
         qk_norm=model.qk_norm and model.kind == "llama",
+        final_norm_gain=bool(model.final_norm_gain) or model.kind == "hf",
         dropout=model.dropout,
     )

@@ -86,4 +86,4 @@ class ParallelHeads(ExtraHeads):
         for head in self.each:
             if isinstance(trunk, LlamaTrunk):
                 head.block.load_state_dict(copy.deepcopy(trunk.blocks[-1].state_dict()))
-            head.norm.weight.copy_(trunk.final_gain_D() / 2)
+            head.norm.start_with(trunk.final_gain_D() / 2)

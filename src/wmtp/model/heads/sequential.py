@@ -193,7 +193,7 @@ class SequentialHeads(ExtraHeads):
         for depth in self.chain:
             depth.eh_proj.weight.zero_()
             depth.eh_proj.weight[:, len(gain_D) :].copy_(undone_D.diag())
-            depth.shared_head.norm.weight.copy_(gain_D / 2)
+            depth.shared_head.norm.start_with(gain_D / 2)
 
 
 def behind_one(hidden_BSD: Tensor, documents_BS: Tensor | None) -> Tensor:
