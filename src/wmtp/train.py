@@ -16,13 +16,14 @@ from wmtp.average import AVERAGE_NAME, average_checkpoints, newest_good_checkpoi
 from wmtp.checkpoints.checkpoint import require_space, set_aside_after, write_folder
 from wmtp.checkpoints.saving import Saver, naming_last_good
 from wmtp.checkpoints.uploads import Uploads
+from wmtp.data.frequency import frequent_tokens
 from wmtp.data.order import rows_at
 from wmtp.data.shards import gather_bad_lines
-from wmtp.data.tokenizer import TextTokenizer
 from wmtp.distributed.ranks import Ranks
 from wmtp.errors import CheckpointError, DivergedError
 from wmtp.evaluation.held_out import measure_heads
 from wmtp.job import Job
+from wmtp.model.decoding.draft_vocabulary import SHARE_DRAFTED, pays_to_trim, write_draft_vocabulary
 from wmtp.model.hf_layout import StoredForm
 from wmtp.optim import learning_rate, set_learning_rate
 from wmtp.runtime.console import Console
@@ -206,13 +207,17 @@ def save_final(job: Job, folder: RunFolder, step: int) -> None:
     stored = stored_model(job.model, job.tokenizer, job.ranks)
     if stored is not None:
         with naming_last_good(folder.checkpoints):
-            write_folder(folder.final, step, partial(fill_final, stored, job.tokenizer))
+            write_folder(folder.final, step, partial(fill_final, stored, job))
 
 
-def fill_final(stored: StoredForm, tokenizer: TextTokenizer, folder: Path) -> None:
-    """Write a Hugging Face directory: config, weights, tokenizer."""
+def fill_final(stored: StoredForm, job: Job, folder: Path) -> None:
+    """Write a Hugging Face directory: config, weights, tokenizer, tokens worth drafting."""
     stored.write(folder)
-    tokenizer.save(folder)
+    job.tokenizer.save(folder)
+    vocab_size = job.model.trunk_shape.vocab_size
+    tokens = frequent_tokens(job.train_rows.shards, vocab_size, SHARE_DRAFTED)
+    if job.model.horizon > 1 and pays_to_trim(len(tokens), vocab_size):
+        write_draft_vocabulary(folder, tokens)
 
 
 def write_average(folder: RunFolder, count: int, console: Console) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Collection, Generator, Sequence
 from wmtp.errors import DataError
 from wmtp.model.decoding.decoder import Decoder, Figures, StopReason, Text
 from wmtp.model.decoding.draft_length import Speculative
+from wmtp.model.decoding.draft_vocabulary import DraftVocabulary
 from wmtp.model.decoding.sampling import GREEDY, Sampling
 from wmtp.model.llama import LlamaTrunk
 from wmtp.model.multi_token import MultiTokenModel
@@ -20,6 +21,7 @@ def generate(
     sampling: Sampling = GREEDY,
     stop_ids: Collection[int] = (),
     speculative: Speculative = 0,
+    draft_vocabulary: DraftVocabulary | None = None,
 ) -> Generator[int, None, tuple[StopReason, Figures]]:
     """Continue a prompt, giving out tokens as they are found.
 
@@ -36,6 +38,7 @@ def generate(
         stop_ids: tokens that end the text; they are not given out.
         speculative: tokens that the heads draft for each pass, at most ``H - 1``; "auto" for as
             many as pay; 0 for none.
+        draft_vocabulary: tokens that drafts are chosen from; None for all.
 
     Returns:
         The reason why no more tokens come, and figures.
@@ -53,6 +56,7 @@ def generate(
         sampling=sampling,
         stop_ids=stop_ids,
         speculative=speculative,
+        vocabulary=draft_vocabulary,
     )
     while not decoder.done:
         yield from decoder.round()[0]
@@ -67,6 +71,7 @@ def generate_many(
     sampling: Sampling = GREEDY,
     stop_ids: Collection[int] = (),
     speculative: Speculative = 0,
+    draft_vocabulary: DraftVocabulary | None = None,
 ) -> tuple[list[Text], list[Figures]]:
     """Continue several prompts at once; foreign trunks take them one after the other.
 
@@ -87,6 +92,7 @@ def generate_many(
             sampling=sampling,
             stop_ids=stop_ids,
             speculative=speculative,
+            vocabulary=draft_vocabulary,
         )
         while not decoder.done:
             decoder.round()

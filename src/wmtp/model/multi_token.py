@@ -1,5 +1,7 @@
 """The model that is trained: a trunk, and heads that look further ahead."""
 
+from collections.abc import Callable
+
 import psutil
 import torch
 from torch import Tensor, nn
@@ -26,6 +28,7 @@ class MultiTokenModel(nn.Module):
         self.trunk = trunk
         self.heads = build_heads(trunk.shape, heads_shape)
         self.trunk_frozen = False
+        self.product_with_unembedding: Callable[[Tensor], Tensor] | None = None
 
     @property
     def trunk_shape(self) -> LlamaShape:
@@ -41,6 +44,12 @@ class MultiTokenModel(nn.Module):
     def unembedding_VD(self) -> nn.Parameter:
         """Head 0's matrix; the embedding itself where the two are tied."""
         return self.trunk.unembedding_VD
+
+    def unembed(self, hidden: Tensor) -> Tensor:
+        """Logits of head 0, and of heads without a matrix of their own, ``[..., D]`` to ``V``."""
+        if self.product_with_unembedding is not None:
+            return self.product_with_unembedding(hidden)
+        return hidden @ self.unembedding_VD.T
 
     @property
     def unembeddings(self) -> tuple[nn.Parameter, ...]:

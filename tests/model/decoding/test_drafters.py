@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from tests.model.toys import KINDS, toy_model
+from wmtp.model.decoding.draft_vocabulary import DraftVocabulary
 from wmtp.model.decoding.drafters import build_drafter
 from wmtp.model.decoding.readers import build_reader
 from wmtp.model.decoding.row_cache import HOLE
@@ -27,7 +28,8 @@ def test_drafts_are_those_of_a_forward_pass(
     """
     model = toy_model(4, hidden, kind=kind, context=context, trunk=trunk)
     generator = torch.Generator().manual_seed(0)
-    reader, drafter = build_reader(model.trunk, 3, 8), build_drafter(model, 3, 8)
+    reader = build_reader(model.trunk, 3, 8)
+    drafter = build_drafter(model, DraftVocabulary(model), 3, 8)
     assert drafter is not None
     texts = [torch.randint(0, 64, (n,), generator=generator).tolist() for n in (2, 5, 1)]
     read = [0, 0, 0]

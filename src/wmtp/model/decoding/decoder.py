@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from wmtp.model.decoding.draft_length import DraftLength, Speculative
+from wmtp.model.decoding.draft_vocabulary import DraftVocabulary
 from wmtp.model.decoding.drafters import build_drafter
 from wmtp.model.decoding.readers import build_reader
 from wmtp.model.decoding.row_cache import HOLE
@@ -107,6 +108,7 @@ class Decoder:
         sampling: Sampling,
         stop_ids: Collection[int],
         speculative: Speculative,
+        vocabulary: DraftVocabulary | None = None,
     ) -> None:
         """Read nothing yet; the arguments are those of ``generate``."""
         rows = len(prompts)
@@ -117,7 +119,10 @@ class Decoder:
         longest = max(map(len, prompts)) + min(max_new_tokens, _SLOTS_BEYOND_THE_PROMPT)
         capacity = min(longest, self._context) + model.horizon
         self._reader = build_reader(model.trunk, rows, capacity)
-        self._drafter = build_drafter(model, rows, capacity) if speculative != 0 else None
+        self._vocabulary = vocabulary or DraftVocabulary(model)
+        self._drafter = (
+            build_drafter(model, self._vocabulary, rows, capacity) if speculative != 0 else None
+        )
         depths = 0 if self._drafter is None else model.horizon - 1
         self._length = DraftLength(speculative, depths)
         self._draws = torch.Generator().manual_seed(sampling.seed)
@@ -145,7 +150,7 @@ class Decoder:
         tokens_BS, positions = self._inputs(unread, starts, drafts)
         positions_BS = torch.tensor(positions, device=self._model.device)
         states = self._reader.read(tokens_BS, positions_BS)
-        logits_BSV = states.post_norm[:, -count - 1 :] @ self._model.unembedding_VD.T
+        logits_BSV = self._model.unembed(states.post_norm[:, -count - 1 :])
         accepted, new = self._verify(logits_BSV, drafts, chances)
 
         going_on = sum(text.reason is None for text in self.texts)
@@ -172,12 +177,13 @@ class Decoder:
         """Drafts ``[B]``, and what each was drawn from, ``[B, V]``."""
         chances: list[Tensor] = []
 
-        def pick(logits_BV: Tensor) -> Tensor:
+        def pick(logits_BN: Tensor) -> Tensor:
             if self._sampling.is_greedy:
-                return logits_BV.argmax(dim=-1)
-            chances.append(probabilities(logits_BV, self._sampling))
-            shape, device = logits_BV.shape[:1], logits_BV.device
-            return draw(chances[-1], uniforms(shape, self._draws, device))
+                return self._vocabulary.token(logits_BN.argmax(dim=-1))
+            p_BN = probabilities(logits_BN, self._sampling)
+            chances.append(self._vocabulary.spread(p_BN))
+            uniform_B = uniforms(p_BN.shape[:1], self._draws, p_BN.device)
+            return self._vocabulary.token(draw(p_BN, uniform_B))
 
         if not count or self._drafter is None:
             return [], []

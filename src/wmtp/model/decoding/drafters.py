@@ -14,6 +14,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from wmtp.model.decoding.draft_vocabulary import DraftVocabulary
 from wmtp.model.decoding.row_cache import HOLE, RowCache
 from wmtp.model.heads.linear import LinearHeads
 from wmtp.model.heads.parallel import ParallelHeads
@@ -22,7 +23,7 @@ from wmtp.model.multi_token import MultiTokenModel
 from wmtp.model.trunk import TrunkStates
 
 Pick = Callable[[Tensor], Tensor]
-"""Chooses a draft for each text from logits ``[B, V]``; int64 ``[B]``."""
+"""Chooses a draft for each text from logits over the draft vocabulary; int64 ``[B]``."""
 
 
 class Drafter(ABC):
@@ -45,24 +46,25 @@ class Drafter(ABC):
         Args:
             texts: all tokens of each; the trunk has read all but the last.
             count: at most ``H - 1``.
-            pick: called with the logits of head 1, then of head 2, ...
+            pick: called with the logits of head 1, then of head 2, ..., over the draft vocabulary
 
         Returns:
             ``count`` tensors int64 ``[B]``.
         """
 
 
-def build_drafter(model: MultiTokenModel, rows: int, capacity: int) -> Drafter | None:
+def build_drafter(
+    model: MultiTokenModel, vocabulary: DraftVocabulary, rows: int, capacity: int
+) -> Drafter | None:
     """What drafts with the model's heads; None if it has none."""
     heads = model.heads
-    if isinstance(heads, SequentialHeads) and heads.shape.context == "trunk":
-        return TrunkFedDrafter(model, heads, rows, capacity)
     if isinstance(heads, SequentialHeads):
-        return SequentialDrafter(model, heads, rows, capacity)
+        of_context = TrunkFedDrafter if heads.shape.context == "trunk" else SequentialDrafter
+        return of_context(model, heads, vocabulary, rows, capacity)
     if isinstance(heads, ParallelHeads):
-        return ParallelDrafter(model, heads, rows, capacity)
+        return ParallelDrafter(model, heads, vocabulary, rows, capacity)
     if isinstance(heads, LinearHeads):
-        return LinearDrafter(heads)
+        return LinearDrafter(heads, vocabulary)
     return None
 
 
@@ -140,12 +142,20 @@ class BlockDrafter(Drafter):
     Args:
         model: whose heads they are.
         depths: how many there are.
+        vocabulary: what is drafted.
         rows: B, how many texts.
         capacity: rows of a text at first.
     """
 
-    def __init__(self, model: MultiTokenModel, depths: int, rows: int, capacity: int) -> None:
-        self._model = model
+    def __init__(
+        self,
+        model: MultiTokenModel,
+        depths: int,
+        vocabulary: DraftVocabulary,
+        rows: int,
+        capacity: int,
+    ) -> None:
+        self._model, self._vocabulary = model, vocabulary
         self._history = History(rows, capacity)
         self._caches = [RowCache(model.trunk, 1, rows, capacity) for _ in range(depths)]
         # rows that each head has made with tokens that are certain, of each text
@@ -154,6 +164,10 @@ class BlockDrafter(Drafter):
     @abstractmethod
     def _state(self, states: TrunkStates) -> Tensor:
         """What the heads read of the trunk."""
+
+    def _logits(self, hidden_BWD: Tensor) -> Tensor:
+        """Of the last row, over the draft vocabulary."""
+        return self._vocabulary.logits(hidden_BWD[:, -1], self._model.unembedding_VD)
 
     def follow(self, states: TrunkStates, positions_BS: Tensor, end: int) -> None:
         """Keep the state that the heads read."""
@@ -164,9 +178,14 @@ class ChainDrafter(BlockDrafter):
     """Depth after depth, each fed with the draft and the state of the one before."""
 
     def __init__(
-        self, model: MultiTokenModel, heads: SequentialHeads, rows: int, capacity: int
+        self,
+        model: MultiTokenModel,
+        heads: SequentialHeads,
+        vocabulary: DraftVocabulary,
+        rows: int,
+        capacity: int,
     ) -> None:
-        super().__init__(model, len(heads.chain), rows, capacity)
+        super().__init__(model, len(heads.chain), vocabulary, rows, capacity)
         self._chain = heads.chain
         self._is_post_norm = heads.shape.hidden == "post_norm"
 
@@ -176,14 +195,13 @@ class ChainDrafter(BlockDrafter):
     def _run(
         self, index: int, embedded_BWD: Tensor, hidden_BWD: Tensor, positions_BW: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Rows of one depth; the logits of the last one ``[B, V]``, and what travels from all."""
+        """Rows of one depth; the logits of the last one, and what travels from all."""
         cache = self._caches[index]
         places = cache.append(positions_BW)
         pre_BWD, post_BWD = self._chain[index](
             embedded_BWD, hidden_BWD, places.rope, places.mask, cache.stack.layers[0]
         )
-        logits_BV = post_BWD[:, -1] @ self._model.unembedding_VD.T
-        return logits_BV, post_BWD if self._is_post_norm else pre_BWD
+        return self._logits(post_BWD), post_BWD if self._is_post_norm else pre_BWD
 
 
 @final
@@ -203,10 +221,10 @@ class SequentialDrafter(ChainDrafter):
                 tokens_BW = torch.cat((tokens_BW[:, 1:], drafts[-1][:, None]), dim=1)
             self._caches[index].forget(starts)
             embedded_BWD = self._model.trunk.embed(tokens_BW)
-            logits_BV, travelling_BWD = self._run(
+            logits_BN, travelling_BWD = self._run(
                 index, embedded_BWD, travelling_BWD, window.positions_BW
             )
-            drafts.append(pick(logits_BV))
+            drafts.append(pick(logits_BN))
             # row s has read x_{s+1+index}, which is certain up to the text's last token
             self._made[index] = [max(0, stop - index) for stop in stops]
         return drafts
@@ -232,10 +250,10 @@ class TrunkFedDrafter(ChainDrafter):
             hidden = [fed_BWD, *(state for _, state in chain)]
             ahead = torch.tensor([range(stop, stop + index) for stop in stops], device=device)
             positions_BW = torch.cat((window.positions_BW, ahead.long()), dim=1)
-            logits_BV, travelling_BWD = self._run(
+            logits_BN, travelling_BWD = self._run(
                 index, torch.cat(embedded, 1), torch.cat(hidden, 1), positions_BW
             )
-            drafts.append(pick(logits_BV))
+            drafts.append(pick(logits_BN))
             chain.append((embed(drafts[-1][:, None]), travelling_BWD[:, -1:]))
             self._made[index] = stops
         return drafts
@@ -246,9 +264,14 @@ class ParallelDrafter(BlockDrafter):
     """Heads side by side, each on the trunk's state and on its own earlier rows."""
 
     def __init__(
-        self, model: MultiTokenModel, heads: ParallelHeads, rows: int, capacity: int
+        self,
+        model: MultiTokenModel,
+        heads: ParallelHeads,
+        vocabulary: DraftVocabulary,
+        rows: int,
+        capacity: int,
     ) -> None:
-        super().__init__(model, len(heads.each), rows, capacity)
+        super().__init__(model, len(heads.each), vocabulary, rows, capacity)
         self._heads = heads
 
     def _state(self, states: TrunkStates) -> Tensor:
@@ -264,7 +287,7 @@ class ParallelDrafter(BlockDrafter):
             places = cache.append(window.positions_BW)
             state_BWD = self._history.at(window.positions_BW)
             hidden_BWD = head(state_BWD, places.rope, places.mask, cache.stack.layers[0])
-            drafts.append(pick(hidden_BWD[:, -1] @ self._model.unembedding_VD.T))
+            drafts.append(pick(self._logits(hidden_BWD)))
             self._made[index] = stops
         return drafts
 
@@ -273,8 +296,8 @@ class ParallelDrafter(BlockDrafter):
 class LinearDrafter(Drafter):
     """A matrix for each head, on the trunk's last state of each text."""
 
-    def __init__(self, heads: LinearHeads) -> None:
-        self._heads = heads
+    def __init__(self, heads: LinearHeads, vocabulary: DraftVocabulary) -> None:
+        self._heads, self._vocabulary = heads, vocabulary
         self._last_BD: Tensor | None = None
 
     def follow(self, states: TrunkStates, positions_BS: Tensor, end: int) -> None:
@@ -285,5 +308,7 @@ class LinearDrafter(Drafter):
 
     def draft(self, texts: Sequence[Sequence[int]], count: int, pick: Pick) -> list[Tensor]:
         """One product for each draft."""
-        assert self._last_BD is not None
-        return [pick(self._last_BD @ matrix_VD.T) for matrix_VD in self._heads.matrices[:count]]
+        last_BD = self._last_BD
+        assert last_BD is not None
+        matrices = self._heads.matrices[:count]
+        return [pick(self._vocabulary.logits(last_BD, matrix_VD)) for matrix_VD in matrices]

@@ -1,0 +1,98 @@
+"""Matrices in the layout from which a CPU multiplies a few rows fastest, for decoding.
+
+A product with one row, or with the five of a pass over drafts, does little but read the matrix.
+oneDNN reads one that it laid out itself at the speed of the memory, whatever the number of rows up
+to about five; torch's own product of the plain layout took 1.7 times as long for one row, and up to
+3 times for five (2 cores of an AMD EPYC, SmolLM2-135M's matrices; ``benchmarks/decode.py`` times
+yours).
+"""
+
+from functools import lru_cache
+from typing import cast, final
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from wmtp.model.llama import LlamaTrunk
+from wmtp.model.multi_token import MultiTokenModel
+
+
+def pack_for_decoding(model: MultiTokenModel) -> MultiTokenModel:
+    """Lay a model's matrices out for decoding on a CPU; elsewhere leave it as it is.
+
+    The model can no longer be trained, saved, cast or moved. The unembedding is kept in both
+    layouts, all other matrices in the new one alone. Products add up in another order: logits
+    differ by rounding.
+
+    Args:
+        model: changed in place.
+
+    Returns:
+        The same model.
+    """
+    if not packing_works(model.device.type, model.trunk.embedding_VD.dtype):
+        return model
+    parts: list[nn.Module] = [*model.trunk.blocks] if isinstance(model.trunk, LlamaTrunk) else []
+    if model.heads is not None and model.heads.blocks:
+        parts.append(model.heads)
+    for part in parts:
+        for module in list(part.modules()):
+            for name, child in module.named_children():
+                if type(child) is nn.Linear:
+                    setattr(module, name, PackedLinear(child))
+    model.product_with_unembedding = PackedMatrix(model.unembedding_VD.detach())
+    return model
+
+
+@final
+class PackedMatrix:
+    """A matrix that is multiplied by.
+
+    Args:
+        matrix_OI: float32 or bfloat16, on the CPU.
+    """
+
+    def __init__(self, matrix_OI: Tensor) -> None:
+        self._packed = torch.ops.mkldnn._reorder_linear_weight(matrix_OI.contiguous(), None)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """``x @ matrix.T``, ``[..., I]`` to ``[..., O]``."""
+        product = torch.ops.mkldnn._linear_pointwise
+        return cast(Tensor, product(x, self._packed, None, "none", [], ""))
+
+
+@final
+class PackedLinear(nn.Module):
+    """A linear map without its plain matrix."""
+
+    def __init__(self, plain: nn.Linear) -> None:
+        super().__init__()
+        self._product = PackedMatrix(plain.weight.detach())
+        self._bias = None if plain.bias is None else plain.bias.detach()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What the plain map gives, to rounding."""
+        out = self._product(x)
+        return out if self._bias is None else out + self._bias
+
+
+@lru_cache
+@torch.no_grad()
+def packing_works(device_type: str, dtype: torch.dtype) -> bool:
+    """Whether oneDNN is there and does what it should.
+
+    The two operations are those that ``torch.compile`` itself emits, and no promise of torch's to
+    its users: so they are tried out on a small product.
+    """
+    if device_type != "cpu" or dtype not in (torch.float32, torch.bfloat16):
+        return False
+    draws = torch.Generator().manual_seed(0)
+    matrix_OI = torch.randn(48, 32, generator=draws).to(dtype)
+    x_RI = torch.randn(3, 32, generator=draws).to(dtype)
+    try:
+        found_RO = PackedMatrix(matrix_OI)(x_RI)
+    except (AttributeError, RuntimeError, NotImplementedError):  # not in this build of torch
+        return False
+    near = 1e-4 if dtype == torch.float32 else 0.3
+    return torch.allclose(found_RO.float(), F.linear(x_RI, matrix_OI).float(), atol=near, rtol=0.02)
