@@ -32,7 +32,7 @@ def test_a_packed_product_is_the_product(rows: int, dtype: torch.dtype) -> None:
 )
 def test_a_packed_model_writes_the_same_texts(kind: str, trunk: str) -> None:
     model = taught_model(kind, trunk)
-    packed = pack_for_decoding(copy.deepcopy(model))
+    packed = pack_for_decoding(copy.deepcopy(model), smallest=0)
     some = prompts(5, 1, 20)
     expected, _ = generate_many(model, some, max_new_tokens=60)
     for count in (0, 3):
@@ -47,7 +47,7 @@ def test_where_it_does_not_work_nothing_changes(monkeypatch: pytest.MonkeyPatch)
     packing_works.cache_clear()
     monkeypatch.setattr(packing.PackedMatrix, "__call__", lambda self, x: x @ torch.ones(32, 48))
     try:
-        assert pack_for_decoding(model) is model
+        assert pack_for_decoding(model, smallest=0) is model
     finally:
         packing_works.cache_clear()
     assert PackedLinear not in {type(module) for module in model.modules()}

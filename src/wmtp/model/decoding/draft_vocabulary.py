@@ -15,7 +15,7 @@ from torch import Tensor
 
 from wmtp.errors import CheckpointError, WmtpError
 from wmtp.model.multi_token import MultiTokenModel
-from wmtp.model.packing import PackedMatrix
+from wmtp.model.packing import SMALLEST_PACKED, PackedMatrix
 from wmtp.untrusted import read_json
 
 DRAFT_VOCABULARY_NAME: Final = "draft_vocabulary.json"
@@ -62,7 +62,8 @@ class DraftVocabulary:
         return product(hidden_BD)
 
     def _product(self, matrix_ND: Tensor) -> Callable[[Tensor], Tensor]:
-        if self._model.product_with_unembedding is not None:
+        is_packed = self._model.product_with_unembedding is not None
+        if is_packed and matrix_ND.numel() >= SMALLEST_PACKED:
             return PackedMatrix(matrix_ND)
         return lambda hidden_BD: hidden_BD @ matrix_ND.T
 
