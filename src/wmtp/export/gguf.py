@@ -109,6 +109,18 @@ def gguf_library() -> "ModuleType":
     return library
 
 
+def stored_type(shape: tuple[int, ...], dtype: Dtype) -> Dtype:
+    """What a tensor of this shape becomes where matrices are to be ``dtype``.
+
+    Example:
+        >>> stored_type((576,), "q8_0"), stored_type((4, 64), "q8_0"), stored_type((64, 4), "q8_0")
+        ('f32', 'q8_0', 'f16')
+    """
+    if len(shape) == 1:
+        return "f32"
+    return "f16" if dtype == "q8_0" and shape[1] % BLOCK_OF_Q8_0 else dtype
+
+
 def _describe(gguf: "ModuleType", writer: Any, model_directory: Path, dtype: Dtype) -> None:
     file_types = {
         "f32": gguf.LlamaFileType.ALL_F32,
@@ -140,7 +152,7 @@ def _write_tensors(
     gguf: "ModuleType", writer: Any, tensors: Sequence[NamedTensor], dtype: Dtype
 ) -> list[str]:
     """Write the tensors one by one; names of those that got another type than was asked for."""
-    types = {tensor.name: _stored_type(tensor, dtype) for tensor in tensors}
+    types = {tensor.name: stored_type(tensor.shape, dtype) for tensor in tensors}
     for tensor in tensors:
         kind = gguf.GGMLQuantizationType[types[tensor.name].upper()]
         block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
@@ -153,14 +165,6 @@ def _write_tensors(
         kind = gguf.GGMLQuantizationType[types[tensor.name].upper()]
         writer.write_tensor_data(_converted(gguf, tensor, kind))
     return [t.name for t in tensors if len(t.shape) > 1 and types[t.name] != dtype]
-
-
-def _stored_type(tensor: NamedTensor, dtype: Dtype) -> Dtype:
-    if len(tensor.shape) == 1:
-        return "f32"
-    if dtype == "q8_0" and tensor.shape[1] % BLOCK_OF_Q8_0:
-        return "f16"
-    return dtype
 
 
 def _converted(gguf: "ModuleType", tensor: NamedTensor, kind: Any) -> NDArray[Any]:
