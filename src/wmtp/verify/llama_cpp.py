@@ -42,8 +42,8 @@ as much as each from the exact one."""
 
 LEAST_ACCEPTANCE_LIMIT = 0.02
 STANDARD_ERRORS = 3.0
-"""Shares of drafts taken may differ by so many standard errors, since one near-tie that falls
-otherwise makes another text."""
+"""Shares of rounds may differ by so many standard errors: the rounds do not begin at the same
+tokens, and one near-tie that falls otherwise makes another text."""
 
 
 @dataclass(frozen=True)
@@ -246,7 +246,7 @@ def _acceptance(
     answers: Answers,
     depths: int,
 ) -> Iterator[Check]:
-    """Shares of drafts taken: the engine's, and ours where we draft in its context."""
+    """Drafts taken: by the engine, and by us where we draft in its context."""
     if not depths:
         return
     assert model.heads is not None
@@ -262,35 +262,34 @@ def _acceptance(
             ours = [(a + c, b + d) for (a, b), (c, d) in zip(ours, pairs, strict=True)]
     finally:
         model.heads.shape = trained_in
+    rounds = sum(answers.counts[i, depths][0][0] for i in range(len(prompts)))
     for depth in range(depths):
-        pairs_of_prompts = [answers.counts[i, depths][depth] for i in range(len(prompts))]
-        looked_at, taken = map(sum, zip(*pairs_of_prompts, strict=True))
-        yield acceptance_check(depth + 1, (looked_at, taken), ours[depth])
+        taken = sum(answers.counts[i, depths][depth][1] for i in range(len(prompts)))
+        yield acceptance_check(depth + 1, (rounds, taken), (ours[0][0], ours[depth][1]))
 
 
 def acceptance_check(depth: int, theirs: tuple[int, int], ours: tuple[int, int]) -> Check:
-    """Shares of drafts that were taken, of those that were looked at.
+    """Compare in how many rounds of drafting the draft of a depth was taken.
 
     Args:
-        theirs: looked at and taken by the engine.
-        ours: the same of wmtp.
+        theirs: rounds of the engine, and how many of them took it.
+        ours: the same of wmtp, whose rounds are fewer: a few go without drafts to be timed.
 
     Example:
         Half of 100 against 60 of 100: the difference of such shares deviates by 0.0704.
 
         >>> check = acceptance_check(1, (100, 50), (100, 60))
         >>> round(check.found, 4), round(check.limit, 4)
-        (0.1, 0.2112)
+        (0.1, 0.2111)
     """
-    (looked_at, taken), (our_looked_at, our_taken) = theirs, ours
-    detail = f"llama.cpp {taken} of {looked_at}, wmtp {our_taken} of {our_looked_at}"
+    (rounds, taken), (our_rounds, our_taken) = theirs, ours
+    detail = f"llama.cpp {taken} of {rounds} rounds, wmtp {our_taken} of {our_rounds}"
     name = f"difference in drafts taken, depth {depth}"
-    if not looked_at or not our_looked_at:
-        found = 0.0 if looked_at == our_looked_at else math.nan
-        return Check(name, found, LEAST_ACCEPTANCE_LIMIT, detail)
-    found = abs(taken / looked_at - our_taken / our_looked_at)
-    together = (taken + our_taken) / (looked_at + our_looked_at)
-    error = math.sqrt(together * (1 - together) * (1 / looked_at + 1 / our_looked_at))
+    if not rounds or not our_rounds:
+        return Check(name, math.nan, LEAST_ACCEPTANCE_LIMIT, f"{detail}; give more new tokens")
+    found = abs(taken / rounds - our_taken / our_rounds)
+    together = (taken + our_taken) / (rounds + our_rounds)
+    error = math.sqrt(together * (1 - together) * (1 / rounds + 1 / our_rounds))
     return Check(name, found, max(LEAST_ACCEPTANCE_LIMIT, STANDARD_ERRORS * error), detail)
 
 

@@ -41,7 +41,7 @@ def rounded(x: Tensor, dtype: Dtype) -> Tensor:
         In q8_0, 32 numbers share a scale, here 1.27 / 127:
 
         >>> rounded(torch.tensor([1.27, 0.014] + [0.0] * 30), "q8_0")[:2]
-        tensor([1.2701, 0.0100])
+        tensor([1.2703, 0.0100])
     """
     if dtype == "f16":
         return x.half().float()
