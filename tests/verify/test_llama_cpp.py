@@ -12,6 +12,7 @@ from tokenizers import pre_tokenizers
 
 from wmtp.data.tokenizer import TextTokenizer
 from wmtp.errors import CheckpointError, DataError
+from wmtp.export import gguf as export
 from wmtp.export.gguf import export_gguf
 from wmtp.export.gguf_tokenizer import GPT2_WORDS, LLAMA3_WORDS, QWEN2_WORDS, QWEN35_WORDS
 from wmtp.model.hf_layout import save_model
@@ -159,6 +160,23 @@ def test_a_thousand_strange_texts_have_our_ids(
     other = [text for text, ids, i in zip(texts, ours, range(1000), strict=True)
              if ids != answers.ids[i]]  # fmt: skip
     assert not other
+
+
+def test_a_wrong_way_of_cutting_would_be_found_out(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Qwen2's words leave combining marks to themselves, and nothing else is different."""
+    right = export.gguf_tokenizer
+    monkeypatch.setattr(
+        export, "gguf_tokenizer", lambda *asked: replace(right(*asked), pre="qwen2")
+    )
+    model = toy_model(1, vocab_size=800)
+    write_tokenizer(tmp_path, size=800)
+    save_model(model, tmp_path, special_tokens=SpecialTokens(0, (0,)))
+    export_gguf(tmp_path, tmp_path / "m.gguf", dtype="f32")
+    ids, *others = verify_llama_cpp(tmp_path, tmp_path / "m.gguf", PROMPTS)
+    assert not ids.passed
+    check_all(others)
 
 
 def test_another_models_numbers_are_found_out(engine: Engine, tmp_path: Path) -> None:
