@@ -33,7 +33,9 @@ def verified(
 ) -> list[Check]:
     out = folder / "model.gguf"
     export_gguf(folder, out, dtype=dtype, trunk_only=trunk_only)
-    return verify_llama_cpp(folder, out, PROMPTS, new_tokens=new_tokens, texts=strange_texts(20))
+    return verify_llama_cpp(
+        folder, out, PROMPTS, new_tokens=new_tokens, texts=["", *strange_texts(20)]
+    )
 
 
 def check_all(checks: list[Check]) -> None:
@@ -156,7 +158,7 @@ def test_a_thousand_strange_texts_have_our_ids(
     export_gguf(tmp_path, tmp_path / "m.gguf", dtype="f32")
     texts = strange_texts(1000)
     answers = engine.ask(tmp_path / "m.gguf", texts, [], depths=0, folder=tmp_path)
-    ours = [ids.tolist() for ids in TextTokenizer.load(tmp_path).encode_batch(texts)]
+    ours = [[0, *ids] for ids in TextTokenizer.load(tmp_path).encode_batch(texts)]
     other = [text for text, ids, i in zip(texts, ours, range(1000), strict=True)
              if ids != answers.ids[i]]  # fmt: skip
     assert not other

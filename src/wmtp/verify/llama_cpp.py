@@ -134,8 +134,8 @@ def _prompt(model: MultiTokenModel, tokenizer: TextTokenizer, text: str, new_tok
 
 
 def _token_ids(tokenizer: TextTokenizer, texts: Sequence[str], answers: Answers) -> Check:
-    ours = tokenizer.encode_batch(texts)
-    differing = [i for i, ids in enumerate(ours) if ids.tolist() != answers.ids[i]]
+    ours = [[*tokenizer.bos_ids, *ids.tolist()] for ids in tokenizer.encode_batch(texts)]
+    differing = [i for i, ids in enumerate(ours) if ids != answers.ids[i]]
     example = f"; the first: {texts[differing[0]][:60]!r}" if differing else ""
     detail = f"{len(texts) - len(differing)} of {len(texts)} texts equal{example}"
     return Check("texts with other token ids", len(differing), 0, detail)

@@ -12,7 +12,7 @@
 // On standard output, one line each; those with a + have rows of float32 logits, each of the whole
 // vocabulary, in the file LOGITS, in the order of the lines:
 //     model VOCABULARY WIDTH DEPTHS
-//     ids TEXT id id ...
+//     ids TEXT id id ...                            with what stands in front of every text
 //     + trunk PROMPT ROWS                             logits at the prompt's last ROWS positions
 //     + round PROMPT DEPTH KNOWN id ...               DEPTH drafts made when KNOWN tokens were
 //                                                     certain; logits of the last draft
@@ -161,7 +161,7 @@ class Engine {
         llama_tokens ids(text.size() + 8);
         const int count = llama_tokenize(vocab, text.data(), static_cast<int32_t>(text.size()),
                                          ids.data(), static_cast<int32_t>(ids.size()),
-                                         /*add_special=*/false, /*parse_special=*/false);
+                                         /*add_special=*/true, /*parse_special=*/false);
         if (count < 0) fail("llama.cpp gave more tokens than there are bytes");
         ids.resize(count);
         std::printf("ids %zu", index);

@@ -212,7 +212,8 @@ def _compile(root: Path, libraries: Sequence[Path], driver: Path) -> None:
         _build(
             [
                 *("c++", "-std=c++17", "-O1", *includes, str(_DRIVER)),
-                *(*map(str, libraries), f"-Wl,-rpath,{libraries[0].parent}", "-o", str(built)),
+                *map(str, libraries),
+                *("-Xlinker", "-rpath", "-Xlinker", str(libraries[0].parent), "-o", str(built)),
             ],
             "The program that asks llama.cpp could not be compiled",
         )
