@@ -193,11 +193,13 @@ def test_another_models_numbers_are_found_out(engine: Engine, tmp_path: Path) ->
     assert [check.passed for check in checks[:5]] == [True, True, True, False, True]
 
 
-def test_a_prompt_that_leaves_no_room_is_refused(engine: Engine, tmp_path: Path) -> None:
+def test_a_prompt_that_leaves_no_room_is_refused(tmp_path: Path) -> None:
     write_model(tmp_path, 1)
     export_gguf(tmp_path, tmp_path / "m.gguf", dtype="f32")
     with pytest.raises(DataError, match="at most 31 with 32 new ones"):
         verify_llama_cpp(tmp_path, tmp_path / "m.gguf", ["한국어 문장입니다." * 4])
+    with pytest.raises(DataError, match="no prompt"):
+        verify_llama_cpp(tmp_path, tmp_path / "m.gguf", [])
 
 
 def test_a_file_that_the_engine_cannot_load_is_one_line(engine: Engine, tmp_path: Path) -> None:

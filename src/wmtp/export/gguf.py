@@ -41,8 +41,8 @@ def export_gguf(
     """Write a model, its heads and its tokenizer to one file; the file is whole or not there.
 
     Sequential heads are written as llama.cpp drafts with them where it can, see
-    ``choose_architecture``; the trunk alone can always be written. The model is read into memory
-    as float32, and each tensor is converted as it is written.
+    ``choose_architecture``; the trunk alone can nearly always be written. The model is read into
+    memory as float32, and each tensor is converted as it is written.
 
     Args:
         model_directory: with ``config.json``, weights and usually a tokenizer.

@@ -4,11 +4,15 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from wmtp.errors import CheckpointError
 from wmtp.export.gguf import Dtype, gguf_library
 from wmtp.export.gguf_tensors import choose_architecture, file_tensors, settings
 from wmtp.model.heads import HeadsShape
+from wmtp.model.llama import LlamaTrunk
 from wmtp.model.multi_token import MultiTokenModel
+from wmtp.model.stored_config import StoredConfig
 from wmtp.untrusted import check_ordinary
 
 _DTYPES: dict[str, Dtype] = {
@@ -78,26 +82,31 @@ def read_gguf_file(path: Path) -> GgufFile:
     return GgufFile(path, architecture, _DTYPES[file_type], fields, shapes)
 
 
-def check_same_model(file: GgufFile, model: MultiTokenModel, directory: Path) -> None:
+def check_same_model(file: GgufFile, stored: StoredConfig, directory: Path) -> None:
     """Refuse a file that was not exported from such a model.
 
     Args:
-        model: of the directory, with its heads if the file has some.
+        stored: what the directory says about its model.
         directory: for messages.
 
     Raises:
         CheckpointError: names the first thing that differs.
     """
-    shape, heads = model.trunk_shape, model.heads_shape
-    architecture = choose_architecture(shape, heads if file.has_heads else HeadsShape(horizon=1))
+    if stored.kind == "hf":
+        raise CheckpointError(
+            f"'{file.path}' was not exported from '{directory}', whose trunk transformers runs."
+        )
+    shape, heads = stored.trunk, stored.heads if file.has_heads else HeadsShape(horizon=1)
+    architecture = choose_architecture(shape, heads)
     if file.architecture != architecture:
         raise _other(file, directory, "architecture", file.architecture, architecture)
-    depths = heads.horizon - 1 if file.has_heads else 0
-    for name, ours in settings(architecture, shape, depths).items():
+    for name, ours in settings(architecture, shape, heads.horizon - 1).items():
         theirs = file.numbers.get(f"{architecture}.{name}")
         if not _equal(theirs, ours):
             raise _other(file, directory, name, theirs, ours)
-    expected = {t.name: t.shape for t in file_tensors(architecture, shape, model.state_dict())}
+    with torch.device("meta"):  # shapes without memory
+        state = MultiTokenModel(LlamaTrunk(shape), heads).state_dict()
+    expected = {tensor.name: tensor.shape for tensor in file_tensors(architecture, shape, state)}
     for name in sorted(expected.keys() | file.shapes.keys()):
         if expected.get(name) != file.shapes.get(name):
             there, here = file.shapes.get(name, "absent"), expected.get(name, "absent")

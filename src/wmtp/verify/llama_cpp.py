@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from wmtp.data.tokenizer import TextTokenizer
-from wmtp.errors import CheckpointError, DataError
+from wmtp.errors import DataError
 from wmtp.export.gguf_tensors import EXACT_DEPTHS_OF_HY_V3
 from wmtp.model.decoding.drafters import TrunkFedDrafter
 from wmtp.model.decoding.readers import build_reader
@@ -25,6 +25,7 @@ from wmtp.model.heads.sequential import SequentialHeads
 from wmtp.model.hf_config import read_config
 from wmtp.model.hf_layout import load_model
 from wmtp.model.multi_token import MultiTokenModel
+from wmtp.model.stored_config import StoredConfig
 from wmtp.model.trunk import TrunkStates
 from wmtp.verify.check import Check
 from wmtp.verify.gguf_file import check_same_model, read_gguf_file
@@ -86,17 +87,15 @@ def verify_llama_cpp(
         ConfigError: there is no engine; says how to get it.
         DataError: the directory has no tokenizer, or a prompt is too long.
     """
+    if not prompts:
+        raise DataError("There is no prompt to verify with. Give at least one.")
     file = read_gguf_file(exported)
     stored = read_config(model_directory)
-    if stored.kind == "hf":
-        raise CheckpointError(f"'{exported}' was not exported from '{model_directory}'.")
-    model = load_model(model_directory, trunk_only=not file.has_heads).eval()
-    check_same_model(file, model, model_directory)
-    engine = find_engine(llama_cpp)
+    check_same_model(file, stored, model_directory)
     tokenizer = TextTokenizer.load(model_directory)
-    asked = [_prompt(model, tokenizer, text, new_tokens) for text in prompts]
-    if not asked:
-        raise DataError("There is no prompt to verify with. Give at least one.")
+    asked = [_prompt(stored, tokenizer, text, new_tokens) for text in prompts]
+    engine = find_engine(llama_cpp)
+    model = load_model(model_directory, trunk_only=not file.has_heads).eval()
     depths = model.horizon - 1
     if file.architecture == "hy_v3":
         depths = min(depths, EXACT_DEPTHS_OF_HY_V3)
@@ -122,9 +121,9 @@ def verify_llama_cpp(
         ]
 
 
-def _prompt(model: MultiTokenModel, tokenizer: TextTokenizer, text: str, new_tokens: int) -> Prompt:
+def _prompt(stored: StoredConfig, tokenizer: TextTokenizer, text: str, new_tokens: int) -> Prompt:
     ids = [*tokenizer.bos_ids, *tokenizer.encode(text)]
-    room = model.trunk_shape.max_seq_length - model.horizon
+    room = stored.trunk.max_seq_length - stored.heads.horizon
     if not 2 <= len(ids) <= room - new_tokens:
         raise DataError(
             f"The prompt {text[:40]!r} has {len(ids)} tokens; to be verified it needs at least 2, "

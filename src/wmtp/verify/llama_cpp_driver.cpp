@@ -16,7 +16,8 @@
 //     + trunk PROMPT ROWS                             logits at the prompt's last ROWS positions
 //     + round PROMPT DEPTH KNOWN id ...               DEPTH drafts made when KNOWN tokens were
 //                                                     certain; logits of the last draft
-//     sequence PROMPT DEPTH id ...                    the text, drafted for up to DEPTH tokens
+//     sequence PROMPT DEPTH id ...                    the text, with up to DEPTH drafts a round; a
+//                                                     short one where DEPTH is less than K
 //     counts PROMPT DEPTH looked_at accepted ...      a pair for each depth
 //     done
 #include <algorithm>
@@ -37,7 +38,8 @@
 
 namespace {
 
-constexpr int kRows = 64;  // logits of so many positions of a prompt are told
+constexpr int kRows = 64;       // logits of so many positions of a prompt are told
+constexpr int kFewTokens = 12;  // new ones, where a text is only there for the drafts of a depth
 
 struct Prompt {
     int wanted = 0;
@@ -207,7 +209,9 @@ class Engine {
         llama_token last = best(static_cast<int32_t>(prompt.ids.size()) - 1);
         if (speculative != nullptr) common_speculative_begin(speculative, 0, known);
         std::vector<int> looked_at(depth), accepted(depth);
-        const size_t end = prompt.ids.size() + prompt.wanted;
+        const int count =
+            depth < request_.depths ? std::min(kFewTokens, prompt.wanted) : prompt.wanted;
+        const size_t end = prompt.ids.size() + count;
         while (known.size() + 1 < end) {
             const int wanted = std::min(depth, static_cast<int>(end - known.size()) - 2);
             const llama_tokens drafts = draft(speculative, index, known, last, depth, wanted);
