@@ -9,6 +9,10 @@ PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c c
 export WMTP_DATA ?= $(wildcard ../shared/data)
 export WMTP_CACHE ?= $(CURDIR)/.cache
 
+NPM_VERSION := $(shell sed -n 's/^NPM_VERSION = "\(.*\)"/\1/p' src/wmtp/verify/llama_cpp_engine.py)
+LLAMA_CPP := $(WMTP_CACHE)/llama.cpp
+NPM_INSTALL = npm install --silent --prefix $(LLAMA_CPP) --ignore-scripts --omit=optional
+
 .PHONY: help demo test lint faults bench clean
 help:
 	@grep '^# make' Makefile | cut -c3-
@@ -28,10 +32,19 @@ $(VENV)/.test: $(VENV)/.base
 	@$(PIP_INSTALL) -e '.[test]'
 	@touch $@
 
+# llama.cpp itself, which exported files are checked with; its tests skip where there is no npm
+$(LLAMA_CPP)/.npm-$(NPM_VERSION):
+	@mkdir -p $(LLAMA_CPP)
+	@if [ "$$(uname -sm)" != "Linux x86_64" ]; then echo "no llama.cpp for the tests on this system"; \
+	elif ! command -v npm >/dev/null; then echo "no npm here: what needs llama.cpp is skipped"; \
+	else echo "Setting up llama.cpp ..." && \
+		$(NPM_INSTALL) node-llama-cpp@$(NPM_VERSION) @node-llama-cpp/linux-x64@$(NPM_VERSION) && \
+		touch $@; fi
+
 demo: $(VENV)/.base
 	@$(BIN)/python scripts/demo.py
 
-test: $(VENV)/.test lint
+test: $(VENV)/.test lint $(LLAMA_CPP)/.npm-$(NPM_VERSION)
 	$(BIN)/python -m pytest -q -n 2
 
 lint: $(VENV)/.test

@@ -23,6 +23,8 @@ LAYERS = [
     {"opening"},
     {"config"},
     {"config_files"},
+    {"verify"},
+    {"export"},
     {"evaluation"},
     {"data"},
     {"model", "weighting", "checkpoints", "tracking"},
