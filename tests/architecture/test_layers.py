@@ -15,7 +15,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [
     {"__main__"},
     {"cli"},
-    {"launch"},
+    {"launch", "export", "verify"},
     {"evaluate", "dry_run", "score"},
     {"train"},
     {"stage1", "step"},
