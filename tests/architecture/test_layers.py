@@ -15,7 +15,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [
     {"__main__"},
     {"cli"},
-    {"launch", "export", "verify"},
+    {"launch", "verify"},
+    {"export"},
     {"evaluate", "dry_run", "score"},
     {"train"},
     {"stage1", "step"},

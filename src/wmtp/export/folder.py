@@ -13,6 +13,7 @@ from wmtp.errors import ConfigError
 from wmtp.model.hf_layout import StoredForm, tokenizer_files
 from wmtp.model.multi_token import MultiTokenModel
 from wmtp.runtime.durable import remove, storage_errors, sync_file, sync_folder, temporary_beside
+from wmtp.untrusted import read_json
 
 FACTS_NAME: Final = "export.json"
 
@@ -24,6 +25,15 @@ DTYPES: Final[Mapping[str, torch.dtype]] = {
     "f16": torch.float16,
     "bf16": torch.bfloat16,
 }
+
+
+def exported_for(folder: Path) -> str | None:
+    """For which engines an export was written, None if nothing says so."""
+    try:
+        facts = read_json(folder / FACTS_NAME)
+    except (OSError, ValueError):
+        return None
+    return str(facts.get("to")) if isinstance(facts, dict) else None
 
 
 def check_target(out: Path, model_directory: Path) -> None:

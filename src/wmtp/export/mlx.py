@@ -20,6 +20,12 @@ _OTHER_NAMES: Final = {
 }
 """Keys under their old names, which mlx_lm reads, and where transformers 5 keeps the value."""
 
+_TENSOR_NAMES: Final = {
+    "gpt2": ("transformer.", ""),
+    "gpt_neox": ("lm_head.", "embed_out."),
+}
+"""How tensors begin in transformers 5, and where mlx_lm looks for them, by model_type."""
+
 
 def export_mlx(
     model_directory: Path, out: Path, *, dtype: DtypeName = "f32", trunk_only: bool = False
@@ -48,17 +54,32 @@ def export_mlx(
     check_range(model, dtype)
     stored = stored_form(model, special_tokens=found.special_tokens, dtype=DTYPES[dtype])
     config = _whole_config(model, stored.config)
+    family = str(config["model_type"])
+    tensors = {mlx_name(name, family): tensor for name, tensor in stored.tensors.items()}
     facts = {"to": "mlx", "layout": "hf", "dtype": dtype, "trunk_only": True}
-    write_model(replace(stored, config=config), model_directory, out, facts)
+    write_model(replace(stored, config=config, tensors=tensors), model_directory, out, facts)
     notes = []
     if found.heads.horizon > 1 and not trunk_only:
         notes.append("mlx_lm runs no extra heads: this is the trunk alone.")
     if found.kind == "hf":
         notes.append(
-            f"whether mlx_lm knows model_type '{config['model_type']}', and computes it as "
+            f"whether mlx_lm knows model_type '{family}', and computes it as "
             "transformers does, 'wmtp verify-export' tells."
         )
     return notes
+
+
+def mlx_name(name: str, family: str) -> str:
+    """What a tensor of our own directories is called in one that mlx_lm reads.
+
+    Example:
+        >>> mlx_name("transformer.wte.weight", "gpt2")
+        'wte.weight'
+        >>> mlx_name("model.embed_tokens.weight", "llama")
+        'model.embed_tokens.weight'
+    """
+    old, new = _TENSOR_NAMES.get(family, ("", ""))
+    return new + name.removeprefix(old) if name.startswith(old) else name
 
 
 def _whole_config(model: MultiTokenModel, config: dict[str, object]) -> dict[str, object]:

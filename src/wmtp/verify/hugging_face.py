@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
@@ -122,7 +123,8 @@ def _token_ids(exported: Path) -> list[list[int]]:
 def _check_trunk_logits(ours: Ours, network: Any) -> Check:
     mine = [trunk_logits(ours.model, text) for text in ours.texts]
     found = [network(torch.tensor([text])).logits[0] for text in ours.texts]
-    return check_trunk("trunk's logits", mine, found, LIMIT)
+    check = check_trunk("trunk's logits", mine, found, LIMIT)
+    return replace(check, detail=f"{check.detail}; transformers {version('transformers')}")
 
 
 @torch.no_grad()

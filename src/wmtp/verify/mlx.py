@@ -1,11 +1,13 @@
 """``mlx_lm`` itself runs an exported directory, on MLX's CPU backend, held against ours."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,6 +17,10 @@ from torch import Tensor
 
 from wmtp.data.tokenizer import TextTokenizer
 from wmtp.errors import CheckpointError, ConfigError
+from wmtp.export.folder import exported_for
+from wmtp.export.mlx import mlx_name
+from wmtp.model.stored_config import read_json
+from wmtp.model.stored_tensors import CONFIG_NAME
 from wmtp.verify import mlx_program
 from wmtp.verify.check import Check
 from wmtp.verify.ours import (
@@ -69,7 +75,13 @@ def verify_mlx(
         ConfigError: that Python has no MLX, or cannot be started.
         DataError: a prompt is too short or too long, or there is no tokenizer.
     """
-    model, theirs = open_export(model_directory, exported)
+    family = str(read_json(exported, exported / CONFIG_NAME).get("model_type"))
+    is_for_mlx = exported_for(exported) == "mlx"  # an ordinary trunk-only export will do as well
+
+    def rename(name: str) -> str:
+        return mlx_name(name, family) if is_for_mlx else name
+
+    model, theirs = open_export(model_directory, exported, rename)
     if theirs.heads.horizon > 1:
         raise CheckpointError(
             f"'{exported}' holds heads, which mlx_lm refuses. Export with --to mlx or --trunk-only."
@@ -77,7 +89,7 @@ def verify_mlx(
     tokenizer = TextTokenizer.load(model_directory)
     ids = prompt_ids(model, tokenizer, prompts, new_tokens)
     unrounded = [trunk_logits(model, one) for one in ids]
-    stored, dtype = compare_stored_numbers(model_directory, exported, model, theirs)
+    stored, dtype = compare_stored_numbers(model_directory, exported, model, theirs, rename)
     ours = Ours(model, tokenizer, ids, greedy_texts(model, ids, new_tokens), new_tokens, unrounded)
     request = {
         "model": str(exported.resolve()),
@@ -91,10 +103,12 @@ def verify_mlx(
         answer = _ask(python, Path(folder), request, f"'{exported}' cannot be run by mlx_lm")
         rows = _read_logits(Path(folder), "rows", len(ours.texts))
         mine = [trunk_logits(model, text) for text in ours.texts]
+        trunk = check_trunk("trunk's logits", mine, rows, LIMIT)
+        versions = ", ".join(f"{name} {number}" for name, number in answer["versions"].items())
         checks = [
             stored,
             check_token_ids(tokenizer, answer["ids"]),
-            check_trunk("trunk's logits", mine, rows, LIMIT),
+            replace(trunk, detail=f"{trunk.detail}; {versions}"),
             check_texts("greedy texts that differ", ours, answer["texts"], LIMIT),
         ]
         if dtype != torch.float32:
@@ -126,13 +140,21 @@ def _ask(
         raise ConfigError(
             f"--python is '{python}', which cannot be started: {error.strerror or error}."
         ) from error
-    last = (ran.stderr.strip().splitlines() or ["no word"])[-1][:200]
+    said = _last_error(ran.stderr)
     if ran.returncode == mlx_program.NOT_INSTALLED:
-        raise ConfigError(f"MLX is not installed for {interpreter} ({last}). {INSTALL}")
+        raise ConfigError(f"MLX is not installed for {interpreter} ({said}). {INSTALL}")
     if ran.returncode != 0:
-        raise CheckpointError(f"{problem} ({last}).")
+        raise CheckpointError(f"{problem} ({said}).")
     answer: dict[str, Any] = json.loads((folder / "answer.json").read_text(encoding="utf-8"))
     return answer
+
+
+def _last_error(said: str) -> str:
+    """What a traceback says at its end, in one short line."""
+    lines = said.strip().splitlines() or ["no word"]
+    begins = [i for i, line in enumerate(lines) if re.match(r"[\w.]+(Error|Exception): ", line)]
+    text = " ".join(" ".join(lines[begins[-1] if begins else -1 :]).split())
+    return text[:200].rstrip(".")
 
 
 def _read_logits(folder: Path, name: str, count: int) -> list[Tensor]:

@@ -26,7 +26,7 @@ def main() -> None:
         sys.exit(NOT_INSTALLED)
     mx.set_default_device(mx.cpu)
     model, tokenizer = mlx_lm.load(request["model"])
-    answer: dict[str, Any] = {"versions": _versions(), "dtypes": _dtypes(model)}
+    answer: dict[str, Any] = {"versions": _versions()}
     answer["ids"] = [tokenizer.encode(text) for text in request["strings"]]
     if request["as_served"]:
         _write_logits(request_file.parent, "served", model, request["prompts"])
@@ -40,12 +40,6 @@ def _versions() -> dict[str, str]:
     from importlib.metadata import version
 
     return {name: version(name) for name in ("mlx", "mlx-lm")}
-
-
-def _dtypes(model: Any) -> list[str]:
-    from mlx.utils import tree_flatten
-
-    return sorted({str(array.dtype) for _, array in tree_flatten(model.parameters())})
 
 
 def _write_logits(folder: Path, name: str, model: Any, rows: list[list[int]]) -> None:

@@ -1,5 +1,6 @@
 """What an exported directory holds, tensor by tensor, against the model that it came from."""
 
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Final
@@ -21,7 +22,13 @@ _NOT_COMPUTED: Final = ("max_seq_length", "final_norm_gain", "dropout")
 """Parts of a shape that leave every logit as it is."""
 
 
-def open_export(model_directory: Path, exported: Path) -> tuple[MultiTokenModel, StoredConfig]:
+Rename = Callable[[str], str]
+"""From the name of a tensor in our own directories to its name in the export."""
+
+
+def open_export(
+    model_directory: Path, exported: Path, rename: Rename = str
+) -> tuple[MultiTokenModel, StoredConfig]:
     """Load the model without those heads that the export leaves out.
 
     Returns:
@@ -41,7 +48,7 @@ def open_export(model_directory: Path, exported: Path) -> tuple[MultiTokenModel,
             raise _not_of(model_directory, exported, f"{key} of the heads", found, mine)
     files = tensor_files(exported)
     model = load_model(model_directory, trunk_only=trunk_only).eval()
-    wanted = _stored_tensors(model, ours, theirs)
+    wanted = _stored_tensors(model, ours, theirs, rename)
     check_names(exported, wanted.keys(), files.keys())
     for name, tensor in wanted.items():
         with open_tensors(files[name]) as file:
@@ -59,7 +66,11 @@ def open_export(model_directory: Path, exported: Path) -> tuple[MultiTokenModel,
 
 @torch.no_grad()
 def compare_stored_numbers(
-    model_directory: Path, exported: Path, model: MultiTokenModel, theirs: StoredConfig
+    model_directory: Path,
+    exported: Path,
+    model: MultiTokenModel,
+    theirs: StoredConfig,
+    rename: Rename = str,
 ) -> tuple[Check, torch.dtype]:
     """Hold every stored number against the model's, and round the model as the export is rounded.
 
@@ -71,6 +82,7 @@ def compare_stored_numbers(
         exported: checked with ``open_export``.
         model: what that returned; its parameters are rounded in place.
         theirs: what that returned.
+        rename: what that was given.
 
     Returns:
         How many tensors differ, and the dtype of the export.
@@ -79,7 +91,7 @@ def compare_stored_numbers(
         CheckpointError: most differ: it is an export of another model.
     """
     files = tensor_files(exported)
-    wanted = _stored_tensors(model, read_config(model_directory), theirs)
+    wanted = _stored_tensors(model, read_config(model_directory), theirs, rename)
     different, dtypes = [], set()
     for name, tensor in wanted.items():
         with open_tensors(files[name]) as file:
@@ -108,11 +120,11 @@ def dtype_names(dtypes: set[torch.dtype]) -> str:
 
 
 def _stored_tensors(
-    model: MultiTokenModel, ours: StoredConfig, theirs: StoredConfig
+    model: MultiTokenModel, ours: StoredConfig, theirs: StoredConfig, rename: Rename
 ) -> dict[str, Tensor]:
     layout = "mtp_llama" if theirs.layout == "mtp_llama" else "hf"
     stored = stored_form(model, special_tokens=ours.special_tokens, layout=layout)  # type: ignore[arg-type]  # one of two words
-    return stored.tensors
+    return {rename(name): tensor for name, tensor in stored.tensors.items()}
 
 
 def _check_shapes(
