@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.modeling_layers import MtpModel
 
 from wmtp.data.tokenizer import TextTokenizer
-from wmtp.model.generate import generate
+from wmtp.model.decoding.drafters import build_drafter
+from wmtp.model.decoding.readers import build_reader
 from wmtp.model.heads.sequential import SequentialHeads
 from wmtp.model.multi_token import MultiTokenModel
 from wmtp.model.stored_config import StoredConfig
@@ -34,11 +35,12 @@ from wmtp.verify.stored import compare_stored_numbers, open_export
 LIMIT: Final = 1e-5
 """Of logits that both compute in float32 from the same numbers."""
 
-LIMITS_AS_SERVED: Final = {torch.float16: 1e-2, torch.bfloat16: 5e-2}
+LIMITS_AS_SERVED: Final = {torch.float16: 2e-2, torch.bfloat16: 1e-1}
 """Of an engine that rounds and computes in 16 bits, against the unrounded model in float32."""
 
-ACCEPTANCE_LIMIT: Final = 0.1
-"""Of the share of drafts accepted at a depth, where engine and wmtp draft in the same way."""
+ACCEPTANCE_LIMIT: Final = 0.02
+"""Of the share of drafts accepted at a depth, where transformers drafts as the heads were trained:
+the same but for ties."""
 
 
 @dataclass(frozen=True)
@@ -226,15 +228,21 @@ def _worst(found: Sequence[float]) -> float:
 def _check_acceptance(
     ours: Ours, rounds: Sequence[Round], texts: Sequence[Sequence[int]], *, as_trained: bool
 ) -> Check:
-    """Shares of drafts accepted, transformers' beside those of wmtp's own decoding."""
+    """Shares of drafts accepted, transformers' beside those of wmtp's own drafter in its places."""
     depths = ours.model.horizon - 1
-    theirs = _acceptance(rounds, texts, depths)
-    drafted, accepted = [0] * depths, [0] * depths
-    for prompt in ours.prompts:
-        figures = _figures(ours.model, prompt, ours.new_tokens)
-        drafted = [a + b for a, b in zip(drafted, figures[0], strict=True)]
-        accepted = [a + b for a, b in zip(accepted, figures[1], strict=True)]
-    mine = [a / d if d else None for a, d in zip(accepted, drafted, strict=True)]
+    placed = [
+        (one, next(list(text) for text in texts if list(text[: len(one.text)]) == one.text))
+        for one in rounds
+    ]
+    theirs = _acceptance([(one.text, one.drafts, text) for one, text in placed], depths)
+    own = [
+        (one.text, drafts, list(text))
+        for text in texts
+        for one, drafts in _own_drafts(
+            ours.model, text, [one for one, its_text in placed if its_text == list(text)]
+        )
+    ]
+    mine = _acceptance(own, depths)
     both = [(a, b) for a, b in zip(mine, theirs, strict=True) if a is not None and b is not None]
     found = max((abs(a - b) for a, b in both), default=0.0)
     detail = f"depth 1, 2, ...: {_shares(theirs)}; wmtp's own: {_shares(mine)}"
@@ -243,26 +251,38 @@ def _check_acceptance(
     return Check("share of drafts accepted", found, ACCEPTANCE_LIMIT if as_trained else 1.0, detail)
 
 
-def _figures(model: MultiTokenModel, prompt: list[int], count: int) -> tuple[list[int], list[int]]:
-    decoding = generate(model, prompt, max_new_tokens=count, speculative=model.horizon - 1)
-    while True:
-        try:
-            next(decoding)
-        except StopIteration as ended:
-            _, figures = ended.value
-            return figures.drafted, figures.accepted
+@torch.no_grad()
+def _own_drafts(
+    model: MultiTokenModel, text: Sequence[int], rounds: Sequence[Round]
+) -> list[tuple[Round, list[int]]]:
+    """What wmtp's drafter, in the context that the heads were trained in, drafts in each place."""
+    drafter = build_drafter(model, 1, len(text) + model.horizon)
+    assert drafter is not None
+    tokens_BS, positions_BS = torch.tensor([list(text)]), torch.arange(len(text))[None]
+    reader = build_reader(model.trunk, 1, len(text))
+    drafter.follow(reader.read(tokens_BS, positions_BS), positions_BS, len(text))
+
+    def likeliest(logits_BV: Tensor) -> Tensor:
+        return logits_BV.argmax(dim=-1)
+
+    return [
+        (one, [int(draft) for draft in drafter.draft([one.text], model.horizon - 1, likeliest)])
+        for one in rounds
+    ]
 
 
 def _acceptance(
-    rounds: Sequence[Round], texts: Sequence[Sequence[int]], depths: int
+    places: Sequence[tuple[list[int], list[int], list[int]]], depths: int
 ) -> list[float | None]:
-    """For each depth the share of drafts that the text took, of those whose forerunners it took."""
+    """For each depth the share of drafts that the text took, of those whose forerunners it took.
+
+    Args:
+        places: what was known, what was drafted after it, and the whole text.
+        depths: how many drafts each place has.
+    """
     drafted, accepted = [0] * depths, [0] * depths
-    for one in rounds:
-        text = next(t for t in texts if list(t[: len(one.text)]) == one.text)
-        for depth, (draft, taken) in enumerate(
-            zip(one.drafts, text[len(one.text) :], strict=False)
-        ):
+    for known, drafts, text in places:
+        for depth, (draft, taken) in enumerate(zip(drafts, text[len(known) :], strict=False)):
             drafted[depth] += 1
             accepted[depth] += draft == taken
             if draft != taken:

@@ -38,7 +38,7 @@ from wmtp.verify.stored import compare_stored_numbers, open_export
 LIMIT: Final = 1e-4
 """Of logits that both compute in float32 from the same numbers."""
 
-LIMITS_AS_SERVED: Final = {torch.float16: 1e-2, torch.bfloat16: 5e-2}
+LIMITS_AS_SERVED: Final = {torch.float16: 2e-2, torch.bfloat16: 1e-1}
 """Of mlx_lm in 16 bits, against the unrounded model in float32."""
 
 INSTALL: Final = (
