@@ -78,6 +78,7 @@ def test_what_cannot_be_verified_is_refused(tmp_path: Path) -> None:
         ((source, "--engine", "llama.cpp"), ConfigError, "is a folder: llama.cpp runs a file"),
         ((tmp_path / "none",), ConfigError, "no GGUF file and no directory with config.json"),
         ((source, "--python", "python3"), ConfigError, "--python is for mlx"),
+        ((source, "--llama-cpp", tmp_path), ConfigError, "--llama-cpp is for llama.cpp"),
         ((source, "--prompts", tmp_path / "none"), DataError, "No such file"),
         ((source, "--prompts", bad), DataError, "which is no UTF-8 text"),
         ((model_directory(tmp_path / "other", num_layers=1),), CheckpointError, "num_layers is 1"),

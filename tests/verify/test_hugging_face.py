@@ -22,7 +22,7 @@ PROMPTS = ("def add(a", "b, c = 1")
 
 
 def verified(source: Path, out: Path, **options: Any) -> dict[str, Check]:
-    checks = verify_hugging_face(source, out, PROMPTS, **{"new_tokens": 10} | options)
+    checks = verify_hugging_face(source, out, PROMPTS, **{"new_tokens": 7} | options)
     return {check.name: check for check in checks}
 
 

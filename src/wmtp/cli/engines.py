@@ -103,7 +103,11 @@ def verify_export(
     texts = _read_prompts(prompts)
     chosen = _engine_of(export, engine)
     if python is not None and chosen != "mlx":
-        raise ConfigError(f"--python is for mlx; {chosen} is run by this one. Leave it out.")
+        raise ConfigError(f"--python is for mlx, but the engine is {chosen}. Leave it out.")
+    if llama_cpp is not None and chosen != "llama.cpp":
+        raise ConfigError(
+            f"--llama-cpp is for llama.cpp, but the engine is {chosen}. Leave it out."
+        )
     checks = _verify(chosen, model, export, texts, new_tokens, python, llama_cpp)
     for line in _table(checks):
         print(line)

@@ -32,6 +32,8 @@ from wmtp.verify.ours import (
 from wmtp.verify.prompts import strings_to_tokenize
 from wmtp.verify.stored import compare_stored_numbers, open_export
 
+PROBLEM: Final = "'{}' cannot be run by transformers"
+
 LIMIT: Final = 1e-5
 """Of logits that both compute in float32 from the same numbers."""
 
@@ -91,76 +93,84 @@ def verify_hugging_face(
     stored, dtype = compare_stored_numbers(model_directory, exported, model, theirs)
     ours = Ours(model, tokenizer, ids, greedy_texts(model, ids, new_tokens), new_tokens, unrounded)
 
-    problem = f"'{exported}' cannot be run by transformers"
-    network, _ = read_network(AutoModelForCausalLM, exported, problem)
+    network, _ = read_network(AutoModelForCausalLM, exported, PROBLEM.format(exported))
     network.eval()
     network.generation_config.eos_token_id = None  # both go on past the end of a text
-    with quiet_transformers(), told_plainly(problem):
-        checks = [
-            stored,
-            check_token_ids(tokenizer, _token_ids(exported)),
-            _check_trunk_logits(ours, network),
-            check_texts("greedy texts that differ", ours, _generate(network, ours), LIMIT),
-        ]
-        if drafts:
-            checks += _check_heads(ours, network, theirs)
-        if dtype != torch.float32:
-            del network
-            checks.append(_check_as_served(ours, exported, dtype))
+    checks = [
+        stored,
+        check_token_ids(tokenizer, _token_ids(exported)),
+        _check_trunk_logits(ours, network, exported),
+        check_texts("greedy texts that differ", ours, _generate(network, ours, exported), LIMIT),
+    ]
+    if drafts:
+        checks += _check_heads(ours, network, exported, theirs)
+    if dtype != torch.float32:
+        del network
+        checks.append(_check_as_served(ours, exported, dtype))
     return checks
 
 
+@contextmanager
+def _engine(exported: Path) -> Iterator[None]:
+    """Code of transformers runs inside: quietly, and what fails there is one line."""
+    with quiet_transformers(), told_plainly(PROBLEM.format(exported)):
+        yield
+
+
 def _token_ids(exported: Path) -> list[list[int]]:
-    tokenizer = AutoTokenizer.from_pretrained(
-        exported, trust_remote_code=False, local_files_only=True
-    )
-    # a literal <|endoftext|> is text for wmtp
-    found: list[list[int]] = tokenizer(strings_to_tokenize(), split_special_tokens=True)[
-        "input_ids"
-    ]
+    with _engine(exported):
+        tokenizer = AutoTokenizer.from_pretrained(
+            exported, trust_remote_code=False, local_files_only=True
+        )
+        # a literal <|endoftext|> is text for wmtp
+        encoded = tokenizer(strings_to_tokenize(), split_special_tokens=True)
+    found: list[list[int]] = encoded["input_ids"]
     return found
 
 
 @torch.no_grad()
-def _check_trunk_logits(ours: Ours, network: Any) -> Check:
+def _check_trunk_logits(ours: Ours, network: Any, exported: Path) -> Check:
     mine = [trunk_logits(ours.model, text) for text in ours.texts]
-    found = [network(torch.tensor([text])).logits[0] for text in ours.texts]
+    with _engine(exported):
+        found = [network(torch.tensor([text])).logits[0] for text in ours.texts]
     check = check_trunk("trunk's logits", mine, found, LIMIT)
     return replace(check, detail=f"{check.detail}; transformers {version('transformers')}")
 
 
 @torch.no_grad()
 def _check_as_served(ours: Ours, exported: Path, dtype: torch.dtype) -> Check:
-    network = AutoModelForCausalLM.from_pretrained(
-        exported, dtype=dtype, trust_remote_code=False, local_files_only=True
-    ).eval()
-    found = [network(torch.tensor([one])).logits[0].float() for one in ours.prompts]
+    with _engine(exported):
+        network = AutoModelForCausalLM.from_pretrained(
+            exported, dtype=dtype, trust_remote_code=False, local_files_only=True
+        ).eval()
+        found = [network(torch.tensor([one])).logits[0].float() for one in ours.prompts]
     name = f"trunk's logits in {str(dtype).removeprefix('torch.')}, against float32 unrounded"
     return check_trunk(name, ours.unrounded, found, LIMITS_AS_SERVED[dtype])
 
 
-def _generate(network: Any, ours: Ours, **options: Any) -> list[list[int]]:
+def _generate(network: Any, ours: Ours, exported: Path, **options: Any) -> list[list[int]]:
     """Greedy texts, one after the other."""
     texts: list[list[int]] = []
     for prompt in ours.prompts:
         tokens_BS = torch.tensor([prompt])
-        found = network.generate(
-            tokens_BS,
-            attention_mask=torch.ones_like(tokens_BS),
-            max_new_tokens=ours.new_tokens,
-            do_sample=False,
-            **options,
-        )
+        with _engine(exported):
+            found = network.generate(
+                tokens_BS,
+                attention_mask=torch.ones_like(tokens_BS),
+                max_new_tokens=ours.new_tokens,
+                do_sample=False,
+                **options,
+            )
         texts.append(found[0].tolist())
     return texts
 
 
-def _check_heads(ours: Ours, network: Any, theirs: StoredConfig) -> list[Check]:
+def _check_heads(ours: Ours, network: Any, exported: Path, theirs: StoredConfig) -> list[Check]:
     layers = ours.model.trunk_shape.num_layers
     numbers = "|".join(str(layers + k) for k in range(ours.model.horizon - 1))
     network._keys_to_ignore_on_load_unexpected.add(rf"model\.layers\.({numbers})\.")
     with recorded_drafts() as rounds:
-        texts = _generate(network, ours, use_mtp=True)
+        texts = _generate(network, ours, exported, use_mtp=True)
     heads, gain = theirs.heads, theirs.trunk.final_norm_gain
     as_trained = heads.context != "trunk" and (heads.hidden == "post_norm" or not gain)
     return [
