@@ -15,8 +15,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [
     {"__main__"},
     {"cli"},
-    {"launch", "verify"},
-    {"export"},
+    {"launch"},
     {"evaluate", "dry_run", "score"},
     {"train"},
     {"stage1", "step"},
@@ -24,6 +23,8 @@ LAYERS = [
     {"opening"},
     {"config"},
     {"config_files"},
+    {"verify"},
+    {"export"},
     {"evaluation"},
     {"data"},
     {"model", "weighting", "checkpoints", "tracking"},

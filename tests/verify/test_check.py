@@ -5,8 +5,8 @@ import unicodedata
 import torch
 
 from tests.export.toys import tokenizer
-from wmtp.verify.check import Check, logits_difference
-from wmtp.verify.ours import check_token_ids, check_trunk
+from wmtp.verify.check import Check
+from wmtp.verify.ours import check_token_ids, check_trunk, logits_difference
 from wmtp.verify.prompts import strings_to_tokenize
 
 

@@ -19,15 +19,17 @@ from wmtp.model.heads.sequential import SequentialHeads
 from wmtp.model.multi_token import MultiTokenModel
 from wmtp.model.stored_config import StoredConfig
 from wmtp.model.transformers_calls import quiet_transformers, read_network, told_plainly
-from wmtp.verify.check import Check, logits_difference
+from wmtp.verify.check import Check
 from wmtp.verify.ours import (
     Ours,
     check_texts,
     check_token_ids,
     check_trunk,
     greedy_texts,
+    logits_difference,
     prompt_ids,
     trunk_logits,
+    worst,
 )
 from wmtp.verify.prompts import strings_to_tokenize
 from wmtp.verify.stored import compare_stored_numbers, open_export
@@ -214,7 +216,7 @@ def _check_head_logits(model: MultiTokenModel, rounds: Sequence[Round]) -> list[
     return [
         Check(
             f"head {k + 1}'s logits",
-            _worst([logits_difference(mine_KV[k], found_KV[k]) for mine_KV, found_KV in pairs]),
+            worst([logits_difference(mine_KV[k], found_KV[k]) for mine_KV, found_KV in pairs]),
             LIMIT,
             detail,
         )
@@ -229,10 +231,6 @@ def _chained_logits(model: MultiTokenModel, one: Round) -> Tensor:
     targets_BSH = tokens[:, 1 : stop + horizon].unfold(1, horizon, 1)
     hidden = model(tokens[:, :stop], targets_BSH)
     return torch.stack([of_head_BSD[0, -1] for of_head_BSD in hidden[1:]]) @ model.unembedding_VD.T
-
-
-def _worst(found: Sequence[float]) -> float:
-    return next((one for one in found if one != one), max(found))
 
 
 def _check_acceptance(

@@ -1,5 +1,6 @@
 """What wmtp itself computes, for an engine's answers to be held against."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,7 +11,7 @@ from wmtp.data.tokenizer import TextTokenizer
 from wmtp.errors import DataError
 from wmtp.model.generate import generate_many
 from wmtp.model.multi_token import MultiTokenModel
-from wmtp.verify.check import Check, logits_difference
+from wmtp.verify.check import Check
 from wmtp.verify.prompts import strings_to_tokenize
 
 LEAST_PROMPT = 1
@@ -96,6 +97,25 @@ def greedy_texts(
     return [text.ids for text in texts]
 
 
+def logits_difference(ours_SV: Tensor, theirs_SV: Tensor) -> float:
+    """Largest difference, in units of our largest logit where that is above 1.
+
+    Float32 keeps seven digits of a number, whatever its size: a limit without a unit would ask
+    more of a model with large logits.
+
+    Example:
+        >>> logits_difference(torch.tensor([[10.0, -20.0]]), torch.tensor([[10.0, -20.5]]))
+        0.025
+    """
+    size = max(1.0, float(ours_SV.abs().max()))
+    return float((ours_SV - theirs_SV).abs().max()) / size
+
+
+def worst(found: Sequence[float]) -> float:
+    """The largest; NaN, which compares with nothing, before all others."""
+    return next((one for one in found if math.isnan(one)), max(found))
+
+
 def check_token_ids(tokenizer: TextTokenizer, theirs: Sequence[Sequence[int]]) -> Check:
     """Compare an engine's ids of ``strings_to_tokenize()``, special tokens in front included."""
     strings = strings_to_tokenize()
@@ -116,8 +136,7 @@ def check_trunk(name: str, ours: Sequence[Tensor], theirs: Sequence[Tensor], lim
     found = [logits_difference(mine_SV, theirs_SV) for mine_SV, theirs_SV in pairs]
     largest = max(float(mine_SV.abs().max()) for mine_SV in ours)
     positions = sum(len(mine_SV) for mine_SV in ours)
-    worst = next((one for one in found if one != one), max(found))  # NaN is the worst
-    return Check(name, worst, limit, f"{positions} positions, logits up to {largest:.3g}")
+    return Check(name, worst(found), limit, f"{positions} positions, logits up to {largest:.3g}")
 
 
 def check_texts(name: str, ours: Ours, theirs: Sequence[Sequence[int]], tie: float) -> Check:
