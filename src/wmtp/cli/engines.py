@@ -64,6 +64,10 @@ def _export(
         return export_hugging_face(
             model, out, dtype=dtype, trunk_only=trunk_only, layout=layout  # type: ignore[arg-type]
         )  # fmt: skip
+    if to == "gguf":
+        from wmtp.export.gguf import export_gguf
+
+        return export_gguf(model, out, dtype=dtype, trunk_only=trunk_only)  # type: ignore[arg-type]
     from wmtp.export.mlx import export_mlx
 
     return export_mlx(model, out, dtype=dtype, trunk_only=trunk_only)  # type: ignore[arg-type]
@@ -85,7 +89,8 @@ def verify_export(
         Path | None, typer.Option(help="Python that has mlx_lm, if this one has not.")
     ] = None,
     llama_cpp: Annotated[
-        Path | None, typer.Option("--llama-cpp", help="Folder of llama.cpp's libraries.")
+        Path | None,
+        typer.Option("--llama-cpp", help="Folder of llama.cpp: of npm's packages, or a build."),
     ] = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write what was found to this file.")
@@ -158,6 +163,18 @@ def _verify(
         from wmtp.verify.mlx import verify_mlx
 
         return verify_mlx(model, export, texts, new_tokens=new_tokens, python=python)
+    if engine == "llama.cpp":
+        from wmtp.verify.llama_cpp import verify_llama_cpp
+        from wmtp.verify.prompts import strings_to_tokenize
+
+        return verify_llama_cpp(
+            model,
+            export,
+            texts,
+            llama_cpp=llama_cpp,
+            new_tokens=new_tokens,
+            texts=strings_to_tokenize(),
+        )
     from wmtp.verify.hugging_face import verify_hugging_face
 
     return verify_hugging_face(model, export, texts, new_tokens=new_tokens)
