@@ -157,7 +157,7 @@ def test_a_fault_of_ours_is_shown_without_secrets() -> None:
     code = (
         "import sys, wmtp.cli\n"
         "def fail(*a, **k): raise RuntimeError('logging in with hunter2hunter2 failed')\n"
-        "wmtp.cli._settings = fail\n"
+        "wmtp.cli.training.read_settings = fail\n"
         "sys.argv = ['wmtp', 'train', '--recipe', 'r.yaml']\n"
         "wmtp.cli.main()\n"
     )

@@ -2,16 +2,15 @@
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from wmtp import cli
 from wmtp.data.shards import open_shards
-from wmtp.errors import ConfigError, DataError, LostRankError
+from wmtp.errors import DataError
 
-DATASETS = Path(__file__).parents[1] / "datasets"
+DATASETS = Path(__file__).parents[2] / "datasets"
 LEFT_OUT = "1 left out: not JSON 1\n  {path}:2: not JSON (Expecting property name"
 
 
@@ -58,8 +57,8 @@ def test_reading_long_tells_how_far_it_has_come(
     lines: Path, tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    now_and_then = cli._now_and_then
-    monkeypatch.setattr(cli, "_now_and_then", lambda: now_and_then(seconds=0.0))
+    now_and_then = cli.data._now_and_then
+    monkeypatch.setattr(cli.data, "_now_and_then", lambda: now_and_then(seconds=0.0))
     run("tokenizer", "train", "--source", lines, "--out", tmp_path / "t", "--vocab-size", 260)
     assert "2 texts, 16 characters so far\n" in capsys.readouterr().err
     run("data", "prepare", "--source", lines, "--tokenizer", tokenizer, "--out", tmp_path / "s")
@@ -90,22 +89,3 @@ def test_manifest_names_what_was_passed_over(tokenizer: Path, tmp_path: Path) ->
         "--out", tmp_path / "s")  # fmt: skip
     manifest = json.loads((tmp_path / "s/manifest.json").read_text())
     assert manifest["sources"][0]["passed_over"] == {"duplicate program": 1}
-
-
-@pytest.mark.parametrize(
-    ("rank", "error", "seconds", "begins"),
-    [
-        ("0", ConfigError("a mistake of all"), 0, ""),
-        ("1", ConfigError("a mistake of all"), 3, "rank 1: "),
-        ("0", LostRankError("lost"), 6, ""),  # longer than the one that was lost needs to speak
-    ],
-)
-def test_the_rank_that_knows_speaks_first(
-    monkeypatch: pytest.MonkeyPatch, rank: str, error: Exception, seconds: int, begins: str
-) -> None:
-    slept: list[float] = []
-    monkeypatch.setattr(cli, "time", SimpleNamespace(sleep=slept.append))
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setenv("RANK", rank)
-    assert cli._wait_for_who_knows_more(error) == begins
-    assert slept == [seconds]

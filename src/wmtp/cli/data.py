@@ -1,0 +1,162 @@
+"""``wmtp data`` and ``wmtp tokenizer``."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from wmtp.cli.apps import data_app, tokenizer_app
+from wmtp.cli.options import (
+    ConfigFile,
+    Format,
+    Overrides,
+    Profiles,
+    RecipeFile,
+    Split,
+    Texts,
+    TokenizerPath,
+    Verbose,
+    make_sources,
+    note,
+    read_settings,
+)
+
+if TYPE_CHECKING:
+    from wmtp.data.documents import BadLines
+    from wmtp.data.sources import Source
+
+
+@data_app.command()
+def prepare(
+    source: Texts,
+    tokenizer: TokenizerPath,
+    out: Annotated[Path, typer.Option(help="Folder of shards to make.")],
+    split: Split = "all",
+    data_format: Format = "auto",
+    solutions: Annotated[
+        str, typer.Option(help="Of contests: correct programs, or all of them with a reward.")
+    ] = "correct",
+    verbose: Verbose = False,
+) -> None:
+    """Tokenize text into shards that train, evaluate and score can read."""
+    from wmtp.data.prepare import prepare as run_prepare
+    from wmtp.data.tokenizer import TextTokenizer
+
+    sources = make_sources(source, split, data_format, solutions)
+    tell = _now_and_then()
+    report = run_prepare(
+        sources,
+        TextTokenizer.load(tokenizer),
+        out,
+        lambda documents, tokens: tell(f"{documents:,} documents, {tokens:,} tokens so far"),
+    )
+    for line in report.lines():
+        print(line)
+
+
+@data_app.command()
+def score(
+    recipe: RecipeFile,
+    config: ConfigFile = None,
+    profile: Profiles = None,
+    override: Overrides = None,
+    verbose: Verbose = False,
+) -> None:
+    """Run the reference model over a recipe's training data once, and keep its scores."""
+    settings = read_settings(config, recipe, profile, override)
+    from wmtp.runtime.console import Console
+    from wmtp.score import score_training_data
+
+    with Console() as console:
+        console.result(score_training_data(settings, console))
+
+
+@data_app.command()
+def inspect(
+    shards: Annotated[Path, typer.Argument(help="Folder of shards.")],
+    documents: Annotated[int, typer.Option(min=0, help="How many to show.")] = 3,
+    characters: Annotated[int, typer.Option(min=1, help="How much of each.")] = 300,
+    verbose: Verbose = False,
+) -> None:
+    """Show what shards hold: counts, columns, and some documents as the model reads them."""
+    from wmtp.data.inspect import describe_shards
+
+    for line in describe_shards(shards, documents, characters):
+        print(line)
+
+
+@tokenizer_app.command("train")
+def train_tokenizer(
+    source: Texts,
+    out: Annotated[Path, typer.Option(help="Folder for tokenizer.json.")],
+    vocab_size: Annotated[int, typer.Option(min=257)] = 32000,
+    split: Split = "all",
+    data_format: Format = "auto",
+    verbose: Verbose = False,
+) -> None:
+    """Train a lossless byte-level BPE tokenizer on text."""
+    from wmtp.data.documents import BadLines
+    from wmtp.data.tokenizer_training import train_tokenizer as run_training
+    from wmtp.runtime.durable import storage_errors
+
+    bad = BadLines()
+    trained = run_training(_texts(make_sources(source, split, data_format), bad), vocab_size)
+    for line in bad.report():
+        note(line)
+    with storage_errors(f"{out} could not be written"):
+        trained.save(out)
+    print(f"{out}: {trained.vocab_size} tokens")
+
+
+@tokenizer_app.command("describe")
+def describe_tokenizers(
+    tokenizer: Annotated[list[str], typer.Option(help="May be given several times.")],
+    source: Texts,
+    split: Split = "all",
+    data_format: Format = "auto",
+    verbose: Verbose = False,
+) -> None:
+    """Measure tokenizers on text: bytes per token, and whether every document survives."""
+    from wmtp.data.documents import BadLines
+    from wmtp.data.tokenizer import TextTokenizer
+    from wmtp.data.tokenizer_training import describe_tokenizer
+
+    sources = make_sources(source, split, data_format)
+    for number, path in enumerate(tokenizer):
+        bad = BadLines()
+        print(path)
+        for line in describe_tokenizer(TextTokenizer.load(path), _texts(sources, bad)).lines():
+            print(f"  {line}")
+        for line in bad.report() if number == 0 else ():  # the same for each
+            note(line)
+
+
+def _texts(sources: "tuple[Source, ...]", bad: "BadLines") -> Iterator[str]:
+    """The texts of sources; while they are read the user sees how far it has come."""
+    from wmtp.data.sources import read_texts
+
+    tell, count, characters = _now_and_then(), 0, 0
+    for source in sources:
+        for text in read_texts(source, bad):
+            count += 1
+            characters += len(text)
+            tell(f"{count:,} texts, {characters:,} characters so far")
+            yield text
+
+
+def _now_and_then(seconds: float = 10.0) -> Callable[[str], None]:
+    """Shows only what it is told some seconds after the last time: reading has no known end."""
+    import time
+
+    from wmtp.runtime.console import Console
+
+    console, shown_at = Console(), time.monotonic()
+
+    def tell(text: str) -> None:
+        nonlocal shown_at
+        if time.monotonic() - shown_at >= seconds:
+            shown_at = time.monotonic()
+            console.line(text)
+
+    return tell

@@ -1,0 +1,146 @@
+"""What is done with a finished model: ``wmtp evaluate`` and ``wmtp generate``."""
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from wmtp.cli.apps import app
+from wmtp.cli.options import (
+    Backend,
+    Format,
+    ModelDirectory,
+    Split,
+    Verbose,
+    check_model_directory,
+    device_named,
+    make_sources,
+    note,
+)
+from wmtp.errors import ConfigError
+
+if TYPE_CHECKING:
+    from wmtp.model.decoding.draft_length import Speculative
+    from wmtp.model.generate import Figures, StopReason
+
+
+@app.command()
+def evaluate(
+    model: ModelDirectory,
+    data: Annotated[list[str], typer.Option("--data", help="Text to measure on; as --source.")],
+    suite: Annotated[str, typer.Option(help="Comma-separated: perplexity, heads.")] = (
+        "perplexity,heads"
+    ),
+    split: Split = "all",
+    data_format: Format = "auto",
+    out: Annotated[Path | None, typer.Option(help="Folder for evaluation.json.")] = None,
+    max_length: Annotated[int, typer.Option(min=2, help="Tokens per row or window.")] = 1024,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=2, help="Read only the first tokens of each document.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows at a time.")] = 4,
+    device: Backend = "auto",
+    verbose: Verbose = False,
+) -> None:
+    """Measure a model on text: perplexity and bits per byte, or every head."""
+    import tempfile
+
+    from wmtp.evaluate import check_suites, make_results_folder, write_results
+    from wmtp.evaluate import evaluate as run_evaluation
+
+    suites = tuple(name.strip() for name in suite.split(",") if name.strip())
+    check_suites(suites)
+    check_model_directory(model)
+    if out is not None:
+        make_results_folder(out)
+    with tempfile.TemporaryDirectory() as cache:
+        result = run_evaluation(
+            model,
+            suites,
+            make_sources(data, split, data_format),
+            device_named(device),
+            max_length=max_length,
+            batch_size=batch_size,
+            max_tokens=max_tokens,
+            cache=Path(cache),
+            report=note,
+        )
+    print(json.dumps(result, indent=1, ensure_ascii=False))
+    if out is not None:
+        print(write_results(result, out), file=sys.stderr)
+
+
+@app.command()
+def generate(
+    model: ModelDirectory,
+    prompt: Annotated[str, typer.Option(help="Text to continue; - reads standard input.")],
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 128,
+    temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token.")] = 0.0,
+    top_p: Annotated[float, typer.Option(help="Nucleus; above 0, at most 1.")] = 1.0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Fixes the draws.")] = 0,
+    speculative: Annotated[
+        str, typer.Option(help="Tokens that the heads draft for each pass; auto: as many as pay.")
+    ] = "auto",
+    device: Backend = "auto",
+    verbose: Verbose = False,
+) -> None:
+    """Continue a text; the text alone goes to standard output, figures to standard error."""
+    if not 0 < top_p <= 1:
+        raise ConfigError(f"--top-p is {top_p}: it must be above 0 and at most 1.")
+    drafts = _drafts(speculative)
+    from wmtp.data.tokenizer import TextTokenizer, stream_text
+    from wmtp.model.generate import Sampling
+    from wmtp.model.generate import generate as tokens_of
+    from wmtp.model.hf_layout import load_model
+
+    check_model_directory(model)
+    place = device_named(device)
+    tokenizer = TextTokenizer.load(model)
+    network = load_model(model).to(place.torch_device).eval()
+    text = sys.stdin.read() if prompt == "-" else prompt
+    prompt_ids = [*tokenizer.bos_ids, *tokenizer.encode(text)] or [tokenizer.eos_id]
+    ended: list[tuple[StopReason, Figures]] = []
+
+    def tokens() -> Iterator[int]:
+        ended.append(
+            (
+                yield from tokens_of(
+                    network,
+                    prompt_ids,
+                    max_new_tokens=max_new_tokens,
+                    sampling=Sampling(temperature, top_p, seed),
+                    stop_ids=(tokenizer.eos_id,),
+                    speculative=drafts,
+                )
+            )
+        )
+
+    started = time.perf_counter()
+    for piece, _ in stream_text(tokenizer, tokens()):
+        print(piece, end="", flush=True)
+    print()
+    seconds = time.perf_counter() - started
+    ((reason, figures),) = ended
+    why = {"stop_id": " (end of text)", "context": " (context is full)"}.get(reason, "")
+    rate = figures.tokens / seconds
+    note(f"{figures.tokens} tokens in {seconds:.2f} s, {rate:.1f} tokens/s{why}")
+    if figures.acceptance:
+        shares = " ".join(f"{share:.2f}" for share in figures.acceptance)
+        speed_up = "" if figures.speed_up is None else f", {figures.speed_up:.2f} x plain decoding"
+        note(
+            f"drafts: {figures.tokens_per_pass:.2f} tokens a pass{speed_up}, accepted at depth "
+            f"1, 2, ...: {shares}"
+        )
+
+
+def _drafts(speculative: str) -> "Speculative":
+    """What ``--speculative`` says."""
+    if speculative == "auto":
+        return "auto"
+    if not speculative.isascii() or not speculative.isdigit():
+        raise ConfigError(f"--speculative is '{speculative}': give a number of tokens, or auto.")
+    return int(speculative)
