@@ -6,9 +6,9 @@ import gguf
 import numpy as np
 import pytest
 import torch
+
 from tests.model.toys import toy_model
 from tests.model_directories import write_model
-
 from wmtp.errors import CheckpointError, ConfigError, StorageError
 from wmtp.export.gguf import export_gguf
 from wmtp.model.hf_layout import load_model, save_model

@@ -1,7 +1,7 @@
 import pytest
 import torch
-from tests.model.toys import shape, toy_model
 
+from tests.model.toys import shape, toy_model
 from wmtp.errors import CheckpointError
 from wmtp.export.gguf_tensors import (
     choose_architecture,

@@ -4,10 +4,10 @@ from typing import Any
 
 import gguf
 import pytest
-from tests.model.toys import toy_model
-from tests.model_directories import END, VOCABULARY, words, write_tokenizer
 from tokenizers import pre_tokenizers
 
+from tests.model.toys import toy_model
+from tests.model_directories import END, VOCABULARY, words, write_tokenizer
 from wmtp.data.tokenizer_training import train_tokenizer
 from wmtp.errors import DataError
 from wmtp.export.gguf import export_gguf

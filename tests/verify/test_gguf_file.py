@@ -2,9 +2,9 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from tests.model.toys import toy_model
 from tests.model_directories import VOCABULARY, write_model
-
 from wmtp.errors import CheckpointError
 from wmtp.export.gguf import export_gguf
 from wmtp.model.hf_config import read_config

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from tests.model.toys import toy_model
-from tests.model_directories import VOCABULARY, words, write_model, write_tokenizer
 from tokenizers import pre_tokenizers
 
+from tests.model.toys import toy_model
+from tests.model_directories import VOCABULARY, words, write_model, write_tokenizer
 from wmtp.data.tokenizer import TextTokenizer
 from wmtp.errors import CheckpointError, DataError
 from wmtp.export import gguf as export
