@@ -111,6 +111,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
     "linear": {"model": {"heads": {"horizon": 3, "kind": "linear"}}},
     "frozen": {"train": {"freeze": "trunk"}},
+    "taught by the trunk": {"loss": {"distill": 0.5}},
     "frozen linear": {
         "model": {"heads": {"horizon": 3, "kind": "linear"}},
         "train": {"freeze": "trunk"},

@@ -175,9 +175,11 @@ class Sweep:
         H = self.shape_BSH[2]
         valid_NH = self.valid_R.view(-1, H)
         positions_N = self.where_free(self.rows_R[: len(valid_NH)], valid_NH.any(1))
-        for part in _chunks(positions_N, self.chunk_positions):
+        most = min(self.chunk_positions, max(1, len(positions_N)))
+        logits_RV = self.scratch(most * H)  # once: a buffer that grows lives beside the old one
+        for part in _chunks(positions_N, most):
             rows = self.rows_R.view(-1, H)[part].view(-1)
-            held = self.hold(self.where_free(rows, self.valid_R), self.scratch(len(rows)))
+            held = self.hold(self.where_free(rows, self.valid_R), logits_RV)
             self.set_weights(rows, weigh(self.ce_R[rows].view(1, -1, H), part))
             self.learn_held(held, len(rows))
 
