@@ -28,6 +28,13 @@ from tests.loss.test_work_and_memory import ByteCounter, WaitDetector
 from wmtp.loss import Workspace, distilled_ce
 
 UNFROZEN = [s for s in SCHEDULES if not s.frozen_heads]
+ONE_OF_EACH = (  # large problems take their time
+    "known with zeros",
+    "token",
+    "sequence, most of a row held",
+    "own, token",
+    "own, sequence, most held",
+)
 SHARED = [s for s in SCHEDULES if s.matrix_of_head == (0,)]
 
 
@@ -40,9 +47,7 @@ def test_loss_and_every_gradient_agree_with_float64(schedule: Schedule, share: f
 
 
 @pytest.mark.parametrize("dtype", LIMITS, ids=str)
-@pytest.mark.parametrize(
-    "schedule", [s for s in SCHEDULES if "fixed" not in s.name and "frozen" not in s.name], ids=str
-)
+@pytest.mark.parametrize("schedule", [s for s in SCHEDULES if s.name in ONE_OF_EACH], ids=str)
 def test_gradients_stay_within_the_limits_at_realistic_width(
     schedule: Schedule, dtype: torch.dtype
 ) -> None:
@@ -52,7 +57,9 @@ def test_gradients_stay_within_the_limits_at_realistic_width(
     check_against_float64(problem, schedule, result, LIMITS[dtype], distill=0.5)
 
 
-@pytest.mark.parametrize("schedule", UNFROZEN, ids=str)
+@pytest.mark.parametrize(
+    "schedule", [s for s in SCHEDULES if s.name.split(", fixed")[0] in ONE_OF_EACH], ids=str
+)
 def test_16_bit_products_stay_within_the_limit_of_bf16(schedule: Schedule) -> None:
     problem = make_problem(schedule, B=2, S=48, D=256, V=8192, dtype=torch.bfloat16)
     workspace = schedule.workspace(problem, 128, product_dtype=torch.bfloat16)
