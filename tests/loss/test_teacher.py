@@ -115,10 +115,8 @@ def test_states_that_no_target_needs_may_be_no_numbers(schedule: Schedule) -> No
 
 
 @every_schedule
-def test_no_more_than_half_of_each_chunk_is_missing_where_the_limit_is_tight(
-    schedule: Schedule,
-) -> None:
-    """Student and teacher share three rows of logits."""
+def test_student_and_teacher_share_a_tight_limit(schedule: Schedule) -> None:
+    """Three rows of logits are all there is."""
     problem = make_problem(schedule)
     workspace = Workspace(3 * 50 * 4, 16, exact_counts=schedule.exact_counts)
     result = run(problem, schedule, workspace=workspace, distill=0.5)
@@ -289,8 +287,8 @@ def test_a_position_teaches_all_heads_of_a_chunk_with_one_product(
         run(problem, schedule, chunk_rows=chunk_rows)
     with Products() as taught:
         run(problem, schedule, chunk_rows=chunk_rows, distill=0.5)
-    # rows that are not taught may point at a position of their own: 3 without a next one
-    assert taught.rows - without.rows <= more + 3
+    # rows that are not taught name a position of their own, which may be one more in each row
+    assert 0 < taught.rows - without.rows <= more + 3
 
 
 @pytest.mark.parametrize("schedule", [s for s in SHARED if not s.exact_counts], ids=str)

@@ -80,7 +80,6 @@ class Sweep:
             invalid_HBS = ~valid_BSH.permute(2, 0, 1)
             self.flat_RD.masked_fill_(invalid_HBS.reshape(-1, 1), 0)
         self.ce_R = torch.zeros(B * S * H, dtype=compute, device=targets_BSH.device)
-        self.excess_R: Tensor | None = None  # of the loss over the cross-entropy, with a teacher
         self.teacher: Teacher | None = None
         self.weights_R = torch.zeros_like(self.ce_R)
         self.scale_R = torch.zeros_like(self.ce_R)
@@ -153,7 +152,6 @@ class Sweep:
             share,
             exact_counts=self.workspace.exact_counts,
         )
-        self.excess_R = torch.zeros_like(self.ce_R)
 
     # schedules -------------------------------------------------------------------------------
 
@@ -286,10 +284,10 @@ class Sweep:
         torch.mm(x_RD, matrix_VD.t(), out=z_RV)
         targets_R = self.targets_R[rows].masked_fill(~valid_R, NO_TARGET)
         step = self.workspace.softmax_step
-        if self.teacher is None or self.excess_R is None or not taught:
+        if self.teacher is None or not taught:
             self.ce_R[rows], self.correct_R[rows] = step(z_RV, targets_R)
         else:
-            self.ce_R[rows], self.correct_R[rows], self.excess_R[rows] = self.teacher.softmax_step(
+            self.ce_R[rows], self.correct_R[rows] = self.teacher.softmax_step(
                 z_RV,
                 targets_R,
                 rows,
@@ -424,7 +422,7 @@ class Sweep:
     @property
     def loss_R(self) -> Tensor:
         """What each target costs, before its weight: its cross-entropy, if there is no teacher."""
-        return self.ce_R if self.excess_R is None else self.ce_R + self.excess_R
+        return self.ce_R if self.teacher is None else self.ce_R + self.teacher.excess_R
 
     def hidden_gradients(self) -> Iterable[Tensor]:
         """H tensors ``[B, S, D]``; rows that were never visited have gradient zero."""

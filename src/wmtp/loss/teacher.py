@@ -19,6 +19,9 @@ class Teacher:
         wanted_BSH: True where a head may be taught.
         share: ``a``, of the teacher in the target; the rest is the label's.
         exact_counts: as in ``Workspace``.
+
+    Attributes:
+        excess_R: what each target costs more than its label alone, 0 before ``softmax_step``.
     """
 
     def __init__(
@@ -35,6 +38,8 @@ class Teacher:
         self.matrix_VD = matrix_VD
         self.share = share
         self.exact_counts = exact_counts
+        dtype = torch.promote_types(matrix_VD.dtype, torch.float32)
+        self.excess_R = torch.zeros(wanted_BSH.numel(), dtype=dtype, device=wanted_BSH.device)
         rows_R = torch.arange(wanted_BSH.numel(), device=wanted_BSH.device)
         head_R, own_position_R = rows_R % self.horizon, rows_R // self.horizon
         within_R = (head_R > 0) & (own_position_R % S + head_R < S)
@@ -52,7 +57,7 @@ class Teacher:
         step: SoftmaxStep,
         *,
         contiguous: bool,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor]:
         """Turn logits into softmax minus target, in place, where the target is shared.
 
         With ``q`` the softmax, ``p`` the teacher's and ``y`` the label::
@@ -71,8 +76,7 @@ class Teacher:
             contiguous: the rows follow each other without a gap.
 
         Returns:
-            ``(ce_R, correct_R, excess_R)``: what ``step`` returns, and what the shared target
-            costs more than the label.
+            ``(ce_R, correct_R)``, of the labels, as ``step`` does.
         """
         p_QV, place_R = self.distributions(rows, scratch_RV, contiguous=contiguous)
         narrow = logits_RV.element_size() == 2
@@ -94,9 +98,10 @@ class Teacher:
                 z_RV.scatter_(1, targets_R1, at_target_R1.to(z_RV.dtype))
             else:
                 z_RV.scatter_add_(1, targets_R1, self.share * taught_R1.to(z_RV.dtype))
-            parts.append((ce_R, correct_R, self.share * further_R1.squeeze(1)))
-        ce_R, correct_R, excess_R = (torch.cat(part) for part in zip(*parts, strict=True))
-        return ce_R, correct_R, excess_R
+            self.excess_R[rows[piece]] = self.share * further_R1.squeeze(1)
+            parts.append((ce_R, correct_R))
+        ce_R, correct_R = (torch.cat(part) for part in zip(*parts, strict=True))
+        return ce_R, correct_R
 
     def distributions(
         self, rows: Tensor, scratch_RV: Tensor, *, contiguous: bool
