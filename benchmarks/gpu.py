@@ -175,6 +175,7 @@ def learn(
     gradients: list[Tensor],
     valid_count: float,
     valid_targets: int | None = None,
+    distill: float = 0.0,
 ) -> Tensor:
     """One call and its backward; returns the weights. No weighting means all ones, known."""
     signals = Signals(problem.valid_BSH, reference_ce=problem.reference_BSH)
@@ -198,6 +199,7 @@ def learn(
         workspace=workspace,
         kept_fraction=1.0 if weighting is None else weighting.kept_fraction,
         valid_targets=valid_targets,
+        distill=distill,
     )
     output.loss.backward()
     return output.weights_BSH
@@ -215,8 +217,8 @@ WEIGHTINGS: dict[str, Weighting | None] = {
 
 def gradient_checks(device: Device, plan: Plan) -> Iterator[Check]:
     """Every schedule against plain float64 autograd with the same weights."""
-    for own, bits, (name, weighting), fits in itertools.product(
-        (False, True), (32, 16), WEIGHTINGS.items(), (True, False)
+    for own, bits, (name, weighting), fits, distill in itertools.product(
+        (False, True), (32, 16), WEIGHTINGS.items(), (True, False), (0.0, 0.5)
     ):
         if not fits and (weighting is None or weighting.scope != "sequence"):
             continue
@@ -232,19 +234,27 @@ def gradient_checks(device: Device, plan: Plan) -> Iterator[Check]:
         bytes_of_all = plan.check_rows * (plan.check_vocab + 64) * bits // 8
         workspace = workspace_for(device, dtype, bytes_of_all if fits else bytes_of_all // 10)
         gradients = [torch.zeros_like(matrix) for matrix in problem.matrices]
-        weights_BSH = learn(problem, weighting, workspace, gradients, plan.check_rows)
-        error = relative_error(problem, weights_BSH, gradients, plan.check_rows)
+        weights_BSH = learn(
+            problem, weighting, workspace, gradients, plan.check_rows, distill=distill
+        )
+        error = relative_error(problem, weights_BSH, gradients, plan.check_rows, distill)
         limit = 1e-6 if bits == 32 else 3e-3
-        label = f"gradients, {name}{'' if fits else ', not fitting'}, " + (
+        fitting, taught = "" if fits else ", not fitting", ", taught" if distill else ""
+        label = f"gradients, {name}{fitting}{taught}, " + (
             f"{'a matrix per head' if own else 'shared matrix'}, {'fp32' if bits == 32 else 'bf16'}"
         )
         yield Check(label, f"{error:.1e} of {limit:.0e}", error <= limit)
 
 
 def relative_error(
-    problem: Problem, weights_BSH: Tensor, gradients: list[Tensor], valid_count: float
+    problem: Problem,
+    weights_BSH: Tensor,
+    gradients: list[Tensor],
+    valid_count: float,
+    distill: float,
 ) -> float:
     """Norm of the difference over the norm, all gradients together."""
+    S = problem.targets_BSH.shape[1]
     hidden = [x.detach().double().requires_grad_() for x in problem.hidden_HBSD]
     matrices = [matrix.double().requires_grad_() for matrix in problem.matrices]
     for h, x in enumerate(hidden):
@@ -252,6 +262,13 @@ def relative_error(
         ce_BS = F.cross_entropy(
             logits_BSV.flatten(0, 1), problem.targets_BSH[:, :, h].flatten(), reduction="none"
         ).view_as(problem.targets_BSH[:, :, h])
+        if h == 0:
+            trunk_BSV = logits_BSV.detach().softmax(-1)
+        else:
+            log_q_BTV = logits_BSV[:, : S - h].log_softmax(-1)
+            of_trunk_BT = -(trunk_BSV[:, h:] * log_q_BTV).sum(-1)
+            shared_BT = (1 - distill) * ce_BS[:, : S - h] + distill * of_trunk_BT
+            ce_BS = torch.cat((shared_BT, ce_BS[:, S - h :]), dim=1)
         factor_BS = HEAD_SCALE[h] * weights_BSH[:, :, h].double() / valid_count
         (factor_BS * ce_BS).sum().backward()
     wanted = torch.cat([leaf.grad.flatten() for leaf in [*hidden, *matrices]])

@@ -9,7 +9,7 @@ from wmtp.data.tokenizer import CONFIG_FILE, TOKENIZER_FILE, config_content
 from wmtp.export.gguf_tokenizer import QWEN35_WORDS
 from wmtp.model.hf_layout import save_model
 from wmtp.model.stored_config import SpecialTokens
-from wmtp.verify.texts import strange_texts
+from wmtp.verify.prompts import strings_to_tokenize
 
 VOCABULARY = 320
 END = "<|endoftext|>"
@@ -39,7 +39,7 @@ def write_tokenizer(
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    model.train_from_iterator(strange_texts(500, seed=1), trainer)
+    model.train_from_iterator(strings_to_tokenize(500, seed=1), trainer)
     if with_front:
         model.post_processor = processors.TemplateProcessing(
             single=f"{END} $A", special_tokens=[(END, 0)]

@@ -466,3 +466,29 @@ def test_a_start_that_cannot_be_is_told_whole(tmp_path: Path) -> None:
         "train.average_last",
         "both a start and a shape are given: paths.models.base",
     ]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "refused"),
+    [
+        (["model.heads.horizon=1", "loss.head_scale=null"], True),
+        (["loss.head_scale=[1, 0, 0, 0]"], True),
+        (["loss.head_scale=[1, 0, 0, 0]", "loss.anneal.to=[1, 0, 0.3, 0]"], False),
+        (["loss.head_scale=[0, 0, 0, 1]"], False),
+    ],
+)
+def test_a_trunk_that_has_no_head_to_teach_is_refused(
+    tmp_path: Path, overrides: list[str], refused: bool
+) -> None:
+    overrides = [*overrides, "loss.distill=0.5"]
+    if not refused:
+        assert load(tmp_path, *overrides).recipe.loss.distill == 0.5
+        return
+    (line,) = faults(tmp_path, *overrides)
+    assert "loss.distill is 0.5, but no head beyond the trunk's own learns" in line
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.5])
+def test_a_share_of_the_trunk_lies_between_none_and_all(tmp_path: Path, share: float) -> None:
+    (line,) = faults(tmp_path, f"loss.distill={share}")
+    assert "loss.distill" in line

@@ -349,6 +349,12 @@ class Loss(Section):
 
     head_scale: Floats | None = Field(None, description="one factor per head; default 1, 0.3, ...")
     anneal: Anneal = Anneal()
+    distill: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="share of the trunk's own distribution in the further heads' targets",
+    )
     chunk_rows: int | None = Field(None, ge=1, le=2**24, description="rows of logits at a time")
 
 
@@ -458,6 +464,12 @@ class Recipe(Section):
                     f"{key} {list(scale)} must have {horizon} factors of at least 0, "
                     "not all 0, one per head (model.heads.horizon)"
                 )
+        later = zip(self.head_scale, self.loss.anneal.to or self.head_scale, strict=False)
+        if self.loss.distill > 0 and not any(max(both) > 0 for both in list(later)[1:]):
+            yield (
+                f"loss.distill is {self.loss.distill}, but no head beyond the trunk's own learns: "
+                "set it to 0, or raise model.heads.horizon and loss.head_scale"
+            )
         if find_critic(self.weighting) is None:
             for key, given in (
                 ("data.rewards", self.data.rewards.sources),

@@ -294,6 +294,7 @@ def learn(job: Job, moving: Moving, batch: Batch, share: Share) -> LossOutput:
         loss_scale=share.loss_scale,
         kept_fraction=weighting.kept_fraction,
         valid_targets=sum(batch.valid_counts_H),
+        distill=job.settings.recipe.loss.distill,
     )
     total = output.loss
     if value_loss is not None and critic is not None:

@@ -1,3 +1,4 @@
+import itertools
 import pickle
 from typing import Any
 
@@ -95,6 +96,19 @@ def test_no_target_crosses_a_document(make_shards: Any) -> None:
         seen += int(batch.valid_BSH.sum())
     lengths = np.array([len(document) for document in documents])
     assert seen == sum(int(np.maximum(lengths - 1 - h, 0).sum()) for h in range(4))
+
+
+def test_what_head_0_predicts_later_in_the_row_is_of_the_same_document(make_shards: Any) -> None:
+    """So head 0 at ``s + h`` may tell head ``h`` at ``s`` what it thinks of their common target."""
+    shards = make_shards(DOCUMENTS, WANTED)
+    for packed, mask_prompt in itertools.product([True, False], [True, False]):
+        rows = Rows(shards, 6, packed=packed, mask_prompt=mask_prompt)
+        batch = gather_rows(rows, np.arange(len(rows)), horizon=3)
+        for h in (1, 2):
+            valid, later = batch.valid_BSH[:, : 6 - h, h], batch.valid_BSH[:, h:, 0]
+            assert valid.any()
+            assert (later | ~valid).all()
+            assert torch.equal(batch.targets_BSH[:, : 6 - h, h], batch.targets_BSH[:, h:, 0])
 
 
 def test_every_token_with_a_past_is_a_next_token_once(make_shards: Any) -> None:

@@ -243,16 +243,25 @@ def test_divergence_never_reaches_the_parameters(world: World, optimizer: str) -
         assert all((parameters[name] == parameter).all() for parameters in before), name
 
 
-def test_frozen_trunk_stays_as_it_is_while_heads_learn(world: World, reference: str) -> None:
+@pytest.mark.parametrize("distill", [0.0, 0.5])
+def test_frozen_trunk_stays_as_it_is_while_heads_learn(
+    world: World, reference: str, distill: float
+) -> None:
     start = load_file(Path(reference) / "model.safetensors")
     world.recipe["model"] = {"heads": {"horizon": 3}}
     world.config["paths"]["models"] = {"base": reference}
     world.recipe["train"]["freeze"] = "trunk"
+    world.recipe["loss"] = {"distill": distill}
     world.train("heads")
     end = load_file(world.runs / "heads" / "final" / "model.safetensors")
     moved = {name for name in start if not (start[name] == end[name]).all()}
     assert moved
     assert all(name.startswith(("model.layers.2.", "model.layers.3.")) for name in moved)
+    row = figures(world.runs / "heads")[1]
+    of_labels = row["ce/head_0"] + 0.3 * (row["ce/head_1"] + row["ce/head_2"])
+    # what is learned: the labels' cross-entropy (heads have 47, 46, 45 targets of a row of 24 or
+    # so), or another number where the trunk has a share in the targets
+    assert (row["loss"] == pytest.approx(of_labels / 1.6, rel=0.01)) == (distill == 0)
 
 
 def test_a_start_that_cannot_be_leaves_no_run_folder(world: World) -> None:

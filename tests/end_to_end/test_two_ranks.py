@@ -111,6 +111,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
     "linear": {"model": {"heads": {"horizon": 3, "kind": "linear"}}},
     "frozen": {"train": {"freeze": "trunk"}},
+    "taught by the trunk": {"loss": {"distill": 0.5}},
     "frozen linear": {
         "model": {"heads": {"horizon": 3, "kind": "linear"}},
         "train": {"freeze": "trunk"},
@@ -132,7 +133,7 @@ def test_every_kind_of_model_trains_in_slices(world: World, small_reference: Pat
     recipe["train"]["max_steps"] = 3
     names = {}
     for number, (name, changes) in enumerate(VARIANTS.items()):
-        changed = {key: {**recipe[key], **value} for key, value in changes.items()}
+        changed = {key: {**recipe.get(key, {}), **value} for key, value in changes.items()}
         if "weighting" in changes:
             changed["weighting"] = changes["weighting"]
         world.recipe = {**recipe, **changed}

@@ -23,6 +23,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "tensorboard": {"tensorboard.enabled": True},
     "muon": {"optim.name": "muon", "optim.lr": 0.003},
     "annealed heads": {"loss.anneal": {"to": [1.0, 0.0, 0.0]}},
+    "taught by the trunk": {"loss.distill": 0.5},
+    "taught by the trunk, linear": {"loss.distill": 1.0, "model.heads.kind": "linear"},
     "parallel heads": {"model.heads.kind": "parallel"},
     "linear heads": {"model.heads.kind": "linear"},
     "gpt2": {"model.kind": "hf", "model.architecture": "gpt2"},

@@ -6,6 +6,7 @@ On a CPU it needs ``TRITON_INTERPRET=1`` before Triton is imported by anything.
 import pytest
 import torch
 
+from tests.loss.problems import LIMITS, SCHEDULES, check_against_float64, make_problem, run
 from tests.loss.test_softmax_step import logits_and_targets
 from wmtp.loss.softmax_kernel import softmax_minus_one_hot as softmax_kernel
 from wmtp.loss.softmax_step import NO_TARGET, softmax_minus_one_hot
@@ -62,3 +63,11 @@ def test_kernel_takes_no_rows() -> None:
 def test_workspace_runs_the_kernel_if_told() -> None:
     assert Workspace(kernel=True).softmax_step is softmax_kernel
     assert Workspace().softmax_step is softmax_minus_one_hot
+
+
+@pytest.mark.parametrize("exact_counts", [True, False])
+def test_kernel_serves_targets_that_the_trunk_has_a_share_in(exact_counts: bool) -> None:
+    problem, schedule = make_problem(), SCHEDULES[0]
+    workspace = Workspace(chunk_rows=16, exact_counts=exact_counts, kernel=True)
+    result = run(problem, schedule, workspace=workspace, distill=0.5)
+    check_against_float64(problem, schedule, result, LIMITS[torch.float32], distill=0.5)

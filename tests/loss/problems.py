@@ -15,6 +15,7 @@ from wmtp.loss import (
     Scope,
     Weigh,
     Workspace,
+    distilled_ce,
     fused_mtp_loss,
     weighted_mtp_loss,
 )
@@ -333,6 +334,7 @@ def check_against_float64(
     loss_scale: float = 1.0,
     ce_tolerance: float = 2e-6,
     together: bool = False,
+    distill: float = 0.0,
 ) -> None:
     """Loss, cross-entropy, hits and every gradient; the weights are taken as constants."""
     hidden = [x.detach().double().requires_grad_(x.requires_grad) for x in problem.hidden_HBSD]
@@ -341,10 +343,11 @@ def check_against_float64(
         for m, matrix in enumerate(problem.matrices)
     ]
     ce_BSH = plain_ce(hidden, matrices, problem)
+    shared_BSH = distilled_ce(plain_logits(hidden, matrices, problem), ce_BSH, distill)
     scale_H = None if head_scale is None else torch.tensor(head_scale).double()
     output = result.output
     loss = weighted_mtp_loss(
-        ce_BSH, output.weights_BSH.double(), problem.valid_BSH, problem.valid_count, scale_H
+        shared_BSH, output.weights_BSH.double(), problem.valid_BSH, problem.valid_count, scale_H
     )
     (loss * loss_scale).backward()
 

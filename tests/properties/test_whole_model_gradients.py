@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tests.model.toys import stream, toy_model
-from wmtp.loss import Workspace, fused_mtp_loss, weighted_mtp_loss
+from wmtp.loss import Workspace, distilled_ce, fused_mtp_loss, weighted_mtp_loss
 from wmtp.model.multi_token import MultiTokenModel
 from wmtp.step import gradient_of
 
@@ -37,6 +37,7 @@ def fused(
     valid: Tensor,
     weights: Tensor,
     parts: Sequence[slice] = (slice(0, B),),
+    distill: float = 0.0,
 ) -> dict[str, Tensor]:
     """Gradients as training makes them, over one or more micro-batches."""
     model.zero_grad()
@@ -53,17 +54,25 @@ def fused(
             head_scale=SCALE,
             unembedding_gradients=[gradient_of(matrix) for matrix in model.unembeddings],
             workspace=Workspace(chunk_rows=16),
+            distill=distill,
         )
-        output.loss.backward()
+        if output.loss.requires_grad:  # not where only matrices of linear heads learn
+            output.loss.backward()
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
 def plain(
-    model: MultiTokenModel, tokens: Tensor, targets: Tensor, valid: Tensor, weights: Tensor
+    model: MultiTokenModel,
+    tokens: Tensor,
+    targets: Tensor,
+    valid: Tensor,
+    weights: Tensor,
+    distill: float = 0.0,
 ) -> dict[str, Tensor]:
     model.zero_grad()
     logits = model.logits(tokens, targets)
     ce = F.cross_entropy(logits.flatten(0, 2), targets.flatten(), reduction="none").view(B, S, H)
+    ce = distilled_ce(logits, ce, distill)
     weighted_mtp_loss(ce, weights, valid, count(valid), torch.tensor(SCALE)).backward()
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
@@ -80,6 +89,23 @@ def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
 def test_every_gradient_equals_autograd_over_plain_logits(tied: bool, hidden: str) -> None:
     model = toy_model(H, hidden, tie_embeddings=tied)
     assert_same(fused(model, *problem()), plain(model, *problem()))
+
+
+@pytest.mark.parametrize("frozen", [True, False], ids=["frozen", "free"])
+@pytest.mark.parametrize("kind", ["sequential", "linear"])
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+def test_gradients_of_targets_shared_with_the_trunk(tied: bool, kind: str, frozen: bool) -> None:
+    """The trunk, which is head 0, gets no gradient as a teacher, whether it is frozen or not."""
+    model = toy_model(H, kind=kind, tie_embeddings=tied)
+    if frozen:
+        model.freeze_trunk()
+    expected = plain(model, *problem(), distill=0.5)
+    parts = [slice(0, 1), slice(1, 4)]
+    assert_same(fused(model, *problem(), parts=parts, distill=0.5), expected)
+    if not frozen:  # the labels alone give others
+        name = "trunk.embed_tokens.weight"
+        other = plain(model, *problem())[name]
+        assert (expected[name] - other).norm() > 0.01 * other.norm()
 
 
 def test_weights_of_one_equal_plain_multi_token_prediction() -> None:

@@ -21,7 +21,7 @@ from wmtp.model.stored_config import SpecialTokens
 from wmtp.verify.check import Check
 from wmtp.verify.llama_cpp import acceptance_check, verify_llama_cpp
 from wmtp.verify.llama_cpp_engine import Engine
-from wmtp.verify.texts import strange_texts
+from wmtp.verify.prompts import strings_to_tokenize
 
 PROMPTS = ["def f(x):\n  x = 1", "한글"]
 DAMPING = 0.05
@@ -34,7 +34,7 @@ def verified(
     out = folder / "model.gguf"
     export_gguf(folder, out, dtype=dtype, trunk_only=trunk_only)
     return verify_llama_cpp(
-        folder, out, PROMPTS, new_tokens=new_tokens, texts=["", *strange_texts(20)]
+        folder, out, PROMPTS, new_tokens=new_tokens, texts=["", *strings_to_tokenize(20)]
     )
 
 
@@ -149,14 +149,14 @@ def test_drafts_that_are_taken_are_taken_there_too(engine: Engine, tmp_path: Pat
         ),
     ],
 )
-def test_a_thousand_strange_texts_have_our_ids(
+def test_a_thousand_strings_to_tokenize_have_our_ids(
     pre_tokenizer: Any, ignore_merges: bool, engine: Engine, tmp_path: Path
 ) -> None:
     model = toy_model(1, vocab_size=800)
     write_tokenizer(tmp_path, pre_tokenizer, size=800, ignore_merges=ignore_merges)
     save_model(model, tmp_path, special_tokens=SpecialTokens(0, (0,)))
     export_gguf(tmp_path, tmp_path / "m.gguf", dtype="f32")
-    texts = strange_texts(1000)
+    texts = strings_to_tokenize(1000)
     answers = engine.ask(tmp_path / "m.gguf", texts, [], depths=0, folder=tmp_path)
     ours = [[0, *ids] for ids in TextTokenizer.load(tmp_path).encode_batch(texts)]
     other = [text for text, ids, i in zip(texts, ours, range(1000), strict=True)

@@ -1,6 +1,12 @@
 """The weighted multi-token loss: the plain formula, and one pass that never holds all logits."""
 
-from wmtp.loss.fused import LossOutput, fused_mtp_loss, measure_ce, weighted_mtp_loss
+from wmtp.loss.fused import (
+    LossOutput,
+    distilled_ce,
+    fused_mtp_loss,
+    measure_ce,
+    weighted_mtp_loss,
+)
 from wmtp.loss.sweep import Scope, Weigh
 from wmtp.loss.workspace import Workspace
 
@@ -9,6 +15,7 @@ __all__ = [
     "Scope",
     "Weigh",
     "Workspace",
+    "distilled_ce",
     "fused_mtp_loss",
     "measure_ce",
     "weighted_mtp_loss",

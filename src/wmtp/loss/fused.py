@@ -69,6 +69,48 @@ def weighted_mtp_loss(
     return terms_BSH.sum() / count.clamp(min=torch.finfo(torch.float32).tiny)
 
 
+def distilled_ce(logits_BSHV: Tensor, ce_BSH: Tensor, share: float) -> Tensor:
+    """Cross-entropy against targets that the trunk's own distribution has a share in.
+
+        d[b, s, h] = (1 - a) * ce[b, s, h] - a * sum over v of  p[v] * log q[v]
+
+    ``q`` is the distribution of head ``h`` at ``s`` and ``p`` that of head 0 at ``s + h``, which
+    predicts the same token ``s + 1 + h`` and gets no gradient. Head 0, and the last ``h``
+    positions of a row, where the row has no ``s + h``, keep ``ce``. In ``weighted_mtp_loss`` it
+    stands in for ``ce``; what is valid, weights and ``N`` stay what they are. Like that function
+    this is the definition that ``fused_mtp_loss`` is tested against.
+
+    Args:
+        logits_BSHV: of every head.
+        ce_BSH: cross-entropy of the labels in nats.
+        share: ``a``, from 0 to 1.
+
+    Source:
+        Hinton et al. 2015 (arXiv:1503.02531), section 2, at temperature 1.
+
+    Example:
+        Two positions, two heads, a vocabulary of two, all labels token 0. Head 1 at position 0
+        gives it 1/4, the trunk at position 1 gives it 1/2: -1/2 log 1/4 - 1/2 log 3/4 = 0.8370,
+        halfway between which and the label's -log 1/4 = 1.3863 lies 1.1116.
+
+        >>> q = torch.tensor([[[[0.9, 0.1], [0.25, 0.75]], [[0.5, 0.5], [0.2, 0.8]]]])
+        >>> distilled_ce(q.log(), -q[..., 0].log(), share=0.5)
+        tensor([[[0.1054, 1.1116],
+                 [0.6931, 1.6094]]])
+    """
+    S, H = logits_BSHV.shape[1:3]
+    found = [ce_BSH[:, :, 0]]
+    for head in range(1, H):
+        taught = max(0, S - head)
+        p_BTV = logits_BSHV[:, S - taught :, 0].detach().softmax(-1)
+        log_q_BTV = logits_BSHV[:, :taught, head].log_softmax(-1)
+        of_trunk_BT = -(p_BTV * log_q_BTV).sum(-1)
+        ce_BS = ce_BSH[:, :, head]
+        shared_BT = (1 - share) * ce_BS[:, :taught] + share * of_trunk_BT
+        found.append(torch.cat((shared_BT, ce_BS[:, taught:]), dim=1))
+    return torch.stack(found, dim=2)
+
+
 @dataclass(frozen=True)
 class LossOutput:
     """What one micro-batch gave. All but ``loss`` are constants for autograd.
@@ -108,6 +150,7 @@ def fused_mtp_loss(
     loss_scale: float = 1.0,
     kept_fraction: float = 1.0,
     valid_targets: int | None = None,
+    distill: float = 0.0,
 ) -> LossOutput:
     """``weighted_mtp_loss`` and its gradients in one pass over the targets.
 
@@ -142,6 +185,10 @@ def fused_mtp_loss(
             saves work where ``Workspace.exact_counts`` is False and heads share one matrix.
         valid_targets: number of valid targets here, where it is known without asking the device;
             it saves work in the same places.
+        distill: ``a``, the share of the trunk's own distribution in the targets of the further
+            heads, from 0 to 1, see ``distilled_ce``. One more product for each position, or for
+            each target where heads have matrices of their own. ``weigh`` sees, and ``ce_BSH``
+            holds, the labels' cross-entropy as ever.
 
     Raises:
         ValueError: shapes do not agree, or neither a hidden state nor a matrix wants a gradient.
@@ -167,6 +214,8 @@ def fused_mtp_loss(
         raise ValueError("nothing requires a gradient: use measure_ce to measure only")
     if not 0 < kept_fraction <= 1:
         raise ValueError(f"kept_fraction is {kept_fraction}; it must be above 0 and at most 1")
+    if not 0 <= distill <= 1:
+        raise ValueError(f"distill is {distill}; it must be from 0 to 1")
     sweep = Sweep(hidden_HBSD, unembeddings, targets_BSH, valid_BSH, workspace or Workspace())
     sweep.ask_for_gradients(
         gradients,
@@ -176,6 +225,8 @@ def fused_mtp_loss(
         kept_fraction=kept_fraction,
         valid_targets=valid_targets,
     )
+    if distill > 0:
+        sweep.ask_the_trunk(hidden_HBSD[0], distill)
     run = {"known": sweep.known, "token": sweep.token, "sequence": sweep.sequence}[scope]
     loss: Tensor = _HandOver.apply(  # type: ignore[no-untyped-call]
         sweep, lambda: run(weigh), loss_scale, *hidden_HBSD
@@ -223,7 +274,7 @@ class _HandOver(torch.autograd.Function):
     ) -> Tensor:
         run()
         ctx.sweep = sweep
-        terms_R = sweep.scale_R * sweep.weights_R * sweep.ce_R
+        terms_R = sweep.scale_R * sweep.weights_R * sweep.loss_R
         return terms_R.sum() * (sweep.factor / loss_scale)
 
     @staticmethod

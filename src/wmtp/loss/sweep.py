@@ -12,9 +12,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from wmtp.loss.pieces import MOVED_BYTES, slices
+from wmtp.loss.pieces import MOVED_BYTES, ROWS_MOVED_IN_CACHE, slices
 from wmtp.loss.products import add_product, product
 from wmtp.loss.softmax_step import NO_TARGET
+from wmtp.loss.teacher import Teacher
 from wmtp.loss.workspace import Workspace
 
 Scope = Literal["known", "token", "sequence"]
@@ -28,10 +29,6 @@ Weigh = Callable[[Tensor | None, slice | Tensor], Tensor]
 ``token``: ``ce`` is ``[1, n, H]`` and ``part`` says which of the ``B * S`` positions these are.
 ``sequence``: ``ce`` is ``[b, S, H]`` and ``part`` is the slice of rows of the batch.
 """
-
-
-ROWS_MOVED_IN_CACHE = 8
-"""Rows of logits copied at a time on a CPU."""
 
 
 @dataclass
@@ -83,6 +80,7 @@ class Sweep:
             invalid_HBS = ~valid_BSH.permute(2, 0, 1)
             self.flat_RD.masked_fill_(invalid_HBS.reshape(-1, 1), 0)
         self.ce_R = torch.zeros(B * S * H, dtype=compute, device=targets_BSH.device)
+        self.teacher: Teacher | None = None
         self.weights_R = torch.zeros_like(self.ce_R)
         self.scale_R = torch.zeros_like(self.ce_R)
         self.factor = 1.0  # of all rows, beside each row's scale
@@ -138,6 +136,23 @@ class Sweep:
                 self.learns_R[head :: len(scale_H)] = learns
                 self.all_learn &= learns
 
+    def ask_the_trunk(self, hidden_BSD: Tensor, share: float) -> None:
+        """Give the trunk's own distribution a share in the targets of the heads that learn.
+
+        To be called after ``ask_for_gradients``.
+
+        Args:
+            hidden_BSD: of head 0.
+            share: ``a``, above 0.
+        """
+        self.teacher = Teacher(
+            hidden_BSD,
+            self.unembeddings[0].matrix_VD,
+            (self.valid_R & self.learns_R).view(self.shape_BSH),
+            share,
+            exact_counts=self.workspace.exact_counts,
+        )
+
     # schedules -------------------------------------------------------------------------------
 
     def known(self, weigh: Weigh) -> None:
@@ -158,9 +173,11 @@ class Sweep:
         H = self.shape_BSH[2]
         valid_NH = self.valid_R.view(-1, H)
         positions_N = self.where_free(self.rows_R[: len(valid_NH)], valid_NH.any(1))
-        for part in _chunks(positions_N, self.chunk_positions):
+        most = min(self.chunk_positions, max(1, len(positions_N)))
+        logits_RV = self.scratch(most * H)  # once: a buffer that grows lives beside the old one
+        for part in _chunks(positions_N, most):
             rows = self.rows_R.view(-1, H)[part].view(-1)
-            held = self.hold(self.where_free(rows, self.valid_R), self.scratch(len(rows)))
+            held = self.hold(self.where_free(rows, self.valid_R), logits_RV)
             self.set_weights(rows, weigh(self.ce_R[rows].view(1, -1, H), part))
             self.learn_held(held, len(rows))
 
@@ -171,7 +188,7 @@ class Sweep:
         logits were not held. Short rows are taken several at a time.
         """
         B, S, H = self.shape_BSH
-        fit = self.workspace.rows_that_fit(self.vocabulary, self.itemsize)
+        fit = self.rows_that_fit
         group = min(B, max(1, fit // (S * H)))
         logits_RV = self.scratch(min(fit, group * S * H))
         for part in (slice(b, min(b + group, B)) for b in range(0, B, group)):
@@ -198,7 +215,7 @@ class Sweep:
         """Cross-entropy only: one product."""
         for unembedding, own in self.by_matrix(rows):
             for part in _chunks(own, self.chunk_rows):
-                self.softmax(unembedding, part, self.scratch(self.chunk_rows))
+                self.softmax(unembedding, part, self.scratch(self.chunk_rows), taught=False)
 
     def learn(self, rows: Tensor, most: int) -> None:
         """Cross-entropy and gradients of targets whose weights are set: three products.
@@ -206,11 +223,13 @@ class Sweep:
         ``most`` bounds how many of them want a gradient, for where that cannot be counted.
         """
         rows = self.where_free(rows, self.wanted_R)
-        if not self.workspace.exact_counts and most < len(rows):
+        bounded = not self.workspace.exact_counts and most < len(rows)
+        if bounded:
             rows = rows[_places_of(self.wanted_R[rows], most)]
         for unembedding, own in self.by_matrix(rows):
             for part in _chunks(own, self.chunk_rows):
-                residual_RV = self.softmax(unembedding, part, self.scratch(self.chunk_rows))
+                logits_RV = self.scratch(self.chunk_rows)
+                residual_RV = self.softmax(unembedding, part, logits_RV, gaps=bounded)
                 self.send_back(unembedding, part, residual_RV)
 
     def hold(self, rows: Tensor, logits_RV: Tensor) -> list[tuple[Unembedding, Tensor, Tensor]]:
@@ -240,20 +259,47 @@ class Sweep:
             for piece in slices(len(rows), self.chunk_rows):
                 self.send_back(unembedding, rows[piece], residual_RV[piece])
 
-    def softmax(self, unembedding: Unembedding, rows: Tensor, logits_RV: Tensor) -> Tensor:
-        """Fill ``logits_RV`` with softmax minus one-hot, and note cross-entropy and hits."""
+    def softmax(
+        self,
+        unembedding: Unembedding,
+        rows: Tensor,
+        logits_RV: Tensor,
+        *,
+        taught: bool = True,
+        gaps: bool = False,
+    ) -> Tensor:
+        """Fill ``logits_RV`` with softmax minus target, and note cross-entropy and hits.
+
+        Args:
+            unembedding: of all these rows.
+            rows: which targets.
+            logits_RV: overwritten, as many rows as needed.
+            taught: the target is shared with the teacher, if there is one.
+            gaps: rows may be missing between these although shapes are fixed.
+        """
         valid_R = self.valid_R[rows]
         matrix_VD = unembedding.matrix_VD
         x_RD = self.hidden(rows).to(matrix_VD.dtype)
         z_RV = logits_RV[: len(rows)]
         torch.mm(x_RD, matrix_VD.t(), out=z_RV)
         targets_R = self.targets_R[rows].masked_fill(~valid_R, NO_TARGET)
-        self.ce_R[rows], self.correct_R[rows] = self.workspace.softmax_step(z_RV, targets_R)
+        step = self.workspace.softmax_step
+        if self.teacher is None or not taught:
+            self.ce_R[rows], self.correct_R[rows] = step(z_RV, targets_R)
+        else:
+            self.ce_R[rows], self.correct_R[rows] = self.teacher.softmax_step(
+                z_RV,
+                targets_R,
+                rows,
+                self.workspace.logits(self.reserved_rows, matrix_VD),
+                step,
+                contiguous=len(self.unembeddings) == 1 and not gaps,
+            )
         self.measured_R[rows] = valid_R
         return z_RV
 
     def send_back(self, unembedding: Unembedding, rows: Tensor, residual_RV: Tensor) -> None:
-        """Turn softmax minus one-hot into the gradients of hidden states and unembedding."""
+        """Turn softmax minus target into the gradients of hidden states and unembedding."""
         matrix_VD = unembedding.matrix_VD
         weight_R1 = (self.scale_R[rows] * self.weights_R[rows]).unsqueeze(1)
         if unembedding.gradient_VD is not None:
@@ -284,8 +330,22 @@ class Sweep:
 
     @property
     def chunk_rows(self) -> int:
-        """Rows handled by one matrix product."""
-        return self.workspace.rows_per_chunk(self.vocabulary, self.itemsize)
+        """Rows handled by one matrix product; a teacher may need as many again."""
+        rows = self.workspace.rows_per_chunk(self.vocabulary, self.itemsize)
+        if self.teacher is None:
+            return rows
+        return max(1, min(rows, self.workspace.rows_that_fit(self.vocabulary, self.itemsize) // 2))
+
+    @property
+    def reserved_rows(self) -> int:
+        """Rows at the beginning of the workspace that are the teacher's."""
+        return 0 if self.teacher is None else self.chunk_rows
+
+    @property
+    def rows_that_fit(self) -> int:
+        """Rows of logits that can be held at a time."""
+        fit = self.workspace.rows_that_fit(self.vocabulary, self.itemsize)
+        return max(1, fit - self.reserved_rows)
 
     @property
     def chunk_positions(self) -> int:
@@ -293,8 +353,7 @@ class Sweep:
         H = self.shape_BSH[2]
         if len(self.unembeddings) == 1:
             return max(1, self.chunk_rows // H)
-        fit = self.workspace.rows_that_fit(self.vocabulary, self.itemsize)
-        return max(1, min(self.workspace.chunk_rows, fit // H))
+        return max(1, min(self.workspace.chunk_rows, self.rows_that_fit // H))
 
     @property
     def wanted_R(self) -> Tensor:
@@ -316,7 +375,9 @@ class Sweep:
 
     def scratch(self, rows: int) -> Tensor:
         """Uninitialized logits, ``[rows, V]``."""
-        return self.workspace.logits(rows, self.unembeddings[0].matrix_VD)
+        reserved = self.reserved_rows
+        matrix_VD = self.unembeddings[0].matrix_VD
+        return self.workspace.logits(reserved + rows, matrix_VD)[reserved:]
 
     def where_free(self, rows: Tensor, wanted_R: Tensor) -> Tensor:
         """Those of the rows that are wanted, or all of them where counting is not free."""
@@ -357,6 +418,11 @@ class Sweep:
                 f"the weighting returned {tuple(weights.shape)} for {len(valid_R)} targets"
             )
         self.weights_R[rows] = flat_R.masked_fill(~valid_R, 0)
+
+    @property
+    def loss_R(self) -> Tensor:
+        """What each target costs, before its weight: its cross-entropy, if there is no teacher."""
+        return self.ce_R if self.teacher is None else self.ce_R + self.teacher.excess_R
 
     def hidden_gradients(self) -> Iterable[Tensor]:
         """H tensors ``[B, S, D]``; rows that were never visited have gradient zero."""

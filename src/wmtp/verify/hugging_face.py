@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.modeling_layers import MtpModel
 
 from wmtp.data.tokenizer import TextTokenizer
+from wmtp.model.decoding.draft_vocabulary import DraftVocabulary
 from wmtp.model.decoding.drafters import build_drafter
 from wmtp.model.decoding.readers import build_reader
 from wmtp.model.heads.sequential import SequentialHeads
@@ -264,7 +265,7 @@ def _own_drafts(
     model: MultiTokenModel, text: Sequence[int], rounds: Sequence[Round]
 ) -> list[tuple[Round, list[int]]]:
     """What wmtp's drafter, in the context that the heads were trained in, drafts in each place."""
-    drafter = build_drafter(model, 1, len(text) + model.horizon)
+    drafter = build_drafter(model, DraftVocabulary(model), 1, len(text) + model.horizon)
     assert drafter is not None
     tokens_BS, positions_BS = torch.tensor([list(text)]), torch.arange(len(text))[None]
     reader = build_reader(model.trunk, 1, len(text))

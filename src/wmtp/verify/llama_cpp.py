@@ -17,6 +17,7 @@ from torch import Tensor
 from wmtp.data.tokenizer import TextTokenizer
 from wmtp.errors import DataError
 from wmtp.export.gguf_tensors import EXACT_DEPTHS_OF_HY_V3
+from wmtp.model.decoding.draft_vocabulary import DraftVocabulary
 from wmtp.model.decoding.drafters import TrunkFedDrafter
 from wmtp.model.decoding.readers import build_reader
 from wmtp.model.decoding.row_cache import HOLE
@@ -30,8 +31,8 @@ from wmtp.model.trunk import TrunkStates
 from wmtp.verify.check import Check
 from wmtp.verify.gguf_file import check_same_model, read_gguf_file
 from wmtp.verify.llama_cpp_engine import Answers, Prompt, Round, find_engine
+from wmtp.verify.prompts import strings_to_tokenize
 from wmtp.verify.rounding import round_model
-from wmtp.verify.texts import strange_texts
 
 LOGIT_LIMIT = 1e-2
 """Largest difference of a logit between exact arithmetics that add up in another order. A file in
@@ -100,7 +101,7 @@ def verify_llama_cpp(
     if file.architecture == "hy_v3":
         depths = min(depths, EXACT_DEPTHS_OF_HY_V3)
 
-    all_texts = [*prompts, *(strange_texts() if texts is None else texts)]
+    all_texts = [*prompts, *(strings_to_tokenize() if texts is None else texts)]
     with tempfile.TemporaryDirectory() as folder:
         answers = engine.ask(exported, all_texts, asked, depths=depths, folder=Path(folder))
         with torch.no_grad():
@@ -200,7 +201,7 @@ def _drafted_logits(
 ) -> Tensor:
     """Our logits ``[V]`` of a round's last draft, behind the engine's drafts before it."""
     assert isinstance(model.heads, SequentialHeads)
-    drafter = TrunkFedDrafter(model, model.heads, 1, len(ids) + one.depth)
+    drafter = TrunkFedDrafter(model, model.heads, DraftVocabulary(model), 1, len(ids) + one.depth)
     places_BS = torch.arange(len(ids))[None]
     read = one.known - 1  # all certain tokens but the last
     drafter.follow(states, torch.where(places_BS < read, places_BS, HOLE), read)
