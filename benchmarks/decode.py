@@ -1,11 +1,15 @@
 """Decoding, side by side in one process: plain, with the heads' drafts, and by transformers.
 
     python benchmarks/decode.py --model runs/NAME/final --prompts datasets/mbpp_small.jsonl
+    python benchmarks/decode.py --model runs/NAME/final --prompts mbpp.jsonl --skip 10  # test split
 
-Each way continues the same prompts greedily by the same number of tokens, in turns, so that a busy
-machine is busy for each; the figure is the least time over the rounds of each prompt, summed. Every
-way's text is compared with plain decoding's. Also printed: what passes over 1 to 8 tokens cost, and
-the least time in which the machine could read the weights once per token.
+The model is prepared as ``wmtp generate`` does: matrices packed where that is possible, drafts from
+its draft vocabulary; for comparison also without packing, and with drafts from all tokens. Each way
+continues the same prompts greedily by the same number of tokens, in turns, so that a busy machine
+is busy for each; the figure is the least time over the rounds of each prompt, summed. Every way's
+text is compared with plain decoding's. Also printed: what passes over 1 to 8 tokens cost, what
+rounds with each number of drafts cost, and the least time in which the machine could read the
+weights once per token.
 """
 
 import argparse
@@ -14,14 +18,17 @@ import time
 from collections.abc import Callable
 from datetime import date
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from wmtp.data.tokenizer import TextTokenizer
-from wmtp.model.generate import Figures, generate
+from wmtp.model.decoding.decoder import Decoder
+from wmtp.model.decoding.draft_length import Speculative
+from wmtp.model.decoding.draft_vocabulary import DraftVocabulary, load_draft_vocabulary
+from wmtp.model.generate import GREEDY, Figures, generate
 from wmtp.model.hf_layout import load_model
 from wmtp.model.multi_token import MultiTokenModel
+from wmtp.model.packing import PackedLinear, pack_for_decoding
 
 Way = Callable[[list[int]], tuple[list[int], Figures | None]]
 
@@ -32,6 +39,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True, help="a model directory")
     parser.add_argument("--prompts", type=Path, required=True, help="JSONL with text or MBPP rows")
     parser.add_argument("--count", type=int, default=8, help="prompts to take")
+    parser.add_argument("--skip", type=int, default=0, help="prompts to leave out before")
     parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -39,12 +47,15 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     tokenizer = TextTokenizer.load(given.model)
-    model = load_model(given.model).eval()
+    model = pack_for_decoding(load_model(given.model).eval())
+    vocabulary = load_draft_vocabulary(given.model, model)
     prompts = [
         [*tokenizer.bos_ids, *tokenizer.encode(text)]
-        for text in read_prompts(given.prompts, given.count)
+        for text in read_prompts(given.prompts, given.skip, given.count)
     ]
-    ways = own_ways(model, given.new_tokens)
+    ways = own_ways(model, vocabulary, given.new_tokens)
+    plain = load_model(given.model, trunk_only=True).eval()
+    ways["plain, not packed"] = one_way(plain, 0, None, given.new_tokens)
     if not given.without_transformers:
         ways |= foreign_ways(given.model, given.new_tokens)
     seconds, texts, figures = measure(ways, prompts, given.rounds)
@@ -53,12 +64,13 @@ def main() -> None:
           f"least of {given.rounds} rounds\n")  # fmt: skip
     print_ways(seconds, texts, figures, tokens)
     print_costs(model, prompts[0], seconds["plain"] / tokens)
+    print_drafting(model, vocabulary, prompts[0])
 
 
-def read_prompts(file: Path, count: int) -> list[str]:
+def read_prompts(file: Path, skip: int, count: int) -> list[str]:
     """Beginnings of the rows' texts: of an MBPP row the problem and its first test."""
     prompts = []
-    for line in file.read_text().splitlines()[:count]:
+    for line in file.read_text().splitlines()[skip : skip + count]:
         row = json.loads(line)
         text = row.get("prompt") or row.get("text") or row["completion"]
         test = (row.get("test_list") or [""])[0]
@@ -66,23 +78,43 @@ def read_prompts(file: Path, count: int) -> list[str]:
     return prompts
 
 
-def own_ways(model: MultiTokenModel, new_tokens: int) -> dict[str, Way]:
+def own_ways(
+    model: MultiTokenModel, vocabulary: DraftVocabulary, new_tokens: int
+) -> dict[str, Way]:
     """Plain, each number of drafts, and as many as pay."""
+    ways = {"plain": one_way(model, 0, None, new_tokens)}
+    counts: list[Speculative] = [*range(1, model.horizon), "auto"] if model.horizon > 1 else []
+    for count in counts:
+        ways[f"drafts: {count}"] = one_way(model, count, vocabulary, new_tokens)
+    if counts and vocabulary.size < model.trunk_shape.vocab_size:
+        ways["drafts: auto, from all tokens"] = one_way(model, "auto", None, new_tokens)
+    return ways
 
-    def way(speculative: Any) -> Way:
-        def run(prompt: list[int]) -> tuple[list[int], Figures | None]:
-            found: list[int] = []
-            stream = generate(model, prompt, max_new_tokens=new_tokens, speculative=speculative)
-            while True:
-                try:
-                    found.append(next(stream))
-                except StopIteration as ended:
-                    return found, ended.value[1]
 
-        return run
+def one_way(
+    model: MultiTokenModel,
+    speculative: Speculative,
+    vocabulary: DraftVocabulary | None,
+    new_tokens: int,
+) -> Way:
+    """Our own decoding."""
 
-    counts: list[Any] = [*range(1, model.horizon), "auto"] if model.horizon > 1 else []
-    return {"plain": way(0)} | {f"drafts: {count}": way(count) for count in counts}
+    def run(prompt: list[int]) -> tuple[list[int], Figures | None]:
+        found: list[int] = []
+        stream = generate(
+            model,
+            prompt,
+            max_new_tokens=new_tokens,
+            speculative=speculative,
+            draft_vocabulary=vocabulary,
+        )
+        while True:
+            try:
+                found.append(next(stream))
+            except StopIteration as ended:
+                return found, ended.value[1]
+
+    return run
 
 
 def foreign_ways(directory: Path, new_tokens: int) -> dict[str, Way]:
@@ -163,17 +195,59 @@ def print_costs(model: MultiTokenModel, prompt: list[int], plain_seconds: float)
         for _ in range(7):
             started = time.perf_counter()
             hidden = model.next_token_hidden(tokens, cache=cache)
-            (hidden @ model.unembedding_VD.T).argmax(-1).tolist()
+            model.unembed(hidden).argmax(-1).tolist()
             best = min(best, time.perf_counter() - started)
             cache.crop(length)
         costs.append(best)
     print("\n| tokens in a pass | milliseconds | over one |\n|---|---|---|")
     for count, cost in enumerate(costs, start=1):
         print(f"| {count} | {cost * 1e3:.1f} | {cost / costs[0]:.2f} |")
-    size = sum(p.numel() * p.element_size() for p in model.trunk.parameters())
+    size = read_bytes(model)
     limit = size / bandwidth()
     print(f"\nThe trunk's {size / 1e9:.2f} GB are read in {limit * 1e3:.1f} ms at best: plain "
           f"decoding reaches {limit / plain_seconds:.0%} of that limit.")  # fmt: skip
+
+
+@torch.no_grad()
+def print_drafting(model: MultiTokenModel, vocabulary: DraftVocabulary, prompt: list[int]) -> None:
+    """What a round with each number of drafts costs: so many tokens must it give to pay."""
+    if model.horizon == 1:
+        return
+    rounds: dict[int, list[float]] = {}
+    for count in range(model.horizon):
+        decoder = Decoder(
+            model,
+            [prompt],
+            max_new_tokens=60,
+            sampling=GREEDY,
+            stop_ids=(),
+            speculative=count,
+            vocabulary=vocabulary,
+        )
+        decoder.round()
+        while not decoder.done:
+            before, plainly = decoder.figures.decoding_seconds, decoder.figures.drafted[:1]
+            decoder.round()
+            if count == 0 or decoder.figures.drafted[:1] != plainly:
+                took = decoder.figures.decoding_seconds - before
+                rounds.setdefault(count, []).append(took)
+    plain = min(rounds[0])
+    print(f"\n| drafts, from {vocabulary.size:,} tokens | milliseconds a round | over none |")
+    print("|---|---|---|")
+    for count, seconds in rounds.items():
+        print(f"| {count} | {min(seconds) * 1e3:.1f} | {min(seconds) / plain:.2f} |")
+
+
+def read_bytes(model: MultiTokenModel) -> int:
+    """Bytes of the trunk's parameters that a token reads; of an untied embedding it is one row."""
+    tied = model.trunk.embedding_VD is model.trunk.unembedding_VD
+    plain = sum(
+        p.numel() * p.element_size()
+        for p in model.trunk.parameters()
+        if tied or p is not model.trunk.embedding_VD
+    )
+    packed = sum(m.num_bytes for m in model.trunk.modules() if isinstance(m, PackedLinear))
+    return plain + packed
 
 
 def bandwidth() -> float:

@@ -56,7 +56,9 @@ def test_decoding_benchmark_compares_all_ways(world: World) -> None:
                "--count", "2", "--new-tokens", "6", "--rounds", "1")  # fmt: skip
     assert done.returncode == 0, done.stderr
     ways = [line for line in done.stdout.splitlines() if "| 2 of 2 |" in line]
-    assert len(ways) == 6  # plain, one or two drafts or as many as pay, transformers twice
+    # plain, one or two drafts or as many as pay, plain without packing, transformers twice
+    assert len(ways) == 7
+    assert "| 2 |" in done.stdout.split("milliseconds a round")[1]
 
 
 def gpu_benchmark() -> ModuleType:

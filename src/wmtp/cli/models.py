@@ -83,7 +83,8 @@ def generate(
     top_p: Annotated[float, typer.Option(help="Nucleus; above 0, at most 1.")] = 1.0,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Fixes the draws.")] = 0,
     speculative: Annotated[
-        str, typer.Option(help="Tokens that the heads draft for each pass; auto: as many as pay.")
+        str,
+        typer.Option(help="Tokens that the heads draft a pass; auto: as many as pay; off: none."),
     ] = "auto",
     device: Backend = "auto",
     verbose: Verbose = False,
@@ -93,14 +94,17 @@ def generate(
         raise ConfigError(f"--top-p is {top_p}: it must be above 0 and at most 1.")
     drafts = _drafts(speculative)
     from wmtp.data.tokenizer import TextTokenizer, stream_text
+    from wmtp.model.decoding.draft_vocabulary import load_draft_vocabulary
     from wmtp.model.generate import Sampling
     from wmtp.model.generate import generate as tokens_of
     from wmtp.model.hf_layout import load_model
+    from wmtp.model.packing import pack_for_decoding
 
     check_model_directory(model)
     place = device_named(device)
     tokenizer = TextTokenizer.load(model)
-    network = load_model(model).to(place.torch_device).eval()
+    network = pack_for_decoding(load_model(model).to(place.torch_device).eval())
+    vocabulary = load_draft_vocabulary(model, network)
     text = sys.stdin.read() if prompt == "-" else prompt
     prompt_ids = [*tokenizer.bos_ids, *tokenizer.encode(text)] or [tokenizer.eos_id]
     ended: list[tuple[StopReason, Figures]] = []
@@ -115,6 +119,7 @@ def generate(
                     sampling=Sampling(temperature, top_p, seed),
                     stop_ids=(tokenizer.eos_id,),
                     speculative=drafts,
+                    draft_vocabulary=vocabulary,
                 )
             )
         )
@@ -141,6 +146,10 @@ def _drafts(speculative: str) -> "Speculative":
     """What ``--speculative`` says."""
     if speculative == "auto":
         return "auto"
+    if speculative == "off":
+        return 0
     if not speculative.isascii() or not speculative.isdigit():
-        raise ConfigError(f"--speculative is '{speculative}': give a number of tokens, or auto.")
+        raise ConfigError(
+            f"--speculative is '{speculative}': give a number of tokens, auto or off."
+        )
     return int(speculative)

@@ -12,14 +12,16 @@ from wmtp.errors import DataError
 END_OF_TEXT = "<|endoftext|>"
 SMALLEST_VOCABULARY = 257
 
-# GPT-4's way of cutting text into words (tiktoken, cl100k_base), with digits in groups of 1-2
-# instead of 1-3, and with combining marks kept on their letters.
+# GPT-4's way of cutting text into words (tiktoken, cl100k_base), with digits one by one and with
+# combining marks kept on their letters, which is how llama.cpp cuts for the name qwen35. No engine
+# has a name for digits in groups of two: they would save 0.5 % of the tokens of Korean text and
+# 2.7 % of code (8,000 tokens in all), and the model could not be exported.
 WORDS = "|".join(
     (
         r"(?i:'s|'t|'re|'ve|'m|'ll|'d)",
         r"[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+",
-        r"\p{N}{1,2}",
-        r" ?[^\s\p{L}\p{N}]+[\r\n]*",
+        r"\p{N}",
+        r" ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*",
         r"\s*[\r\n]+",
         r"\s+(?!\S)",
         r"\s+",

@@ -14,6 +14,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from wmtp.data.tokenizer import CONFIG_FILE, TOKENIZER_FILE, TextTokenizer
+from wmtp.data.tokenizer_training import WORDS
 from wmtp.errors import DataError
 from wmtp.model.stored_config import StoredConfig
 from wmtp.untrusted import LARGEST_JSON, read_bounded, read_json
@@ -33,15 +34,7 @@ GPT2_WORDS = (
 )
 LLAMA3_WORDS = "|".join((_CONTRACTIONS, _LETTERS, r"\p{N}{1,3}", _OTHERS, _NEWLINES_AND_SPACES))
 QWEN2_WORDS = "|".join((_CONTRACTIONS, _LETTERS, r"\p{N}", _OTHERS, _NEWLINES_AND_SPACES))
-QWEN35_WORDS = "|".join(
-    (
-        _CONTRACTIONS,
-        r"[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+",
-        r"\p{N}",
-        r" ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*",
-        _NEWLINES_AND_SPACES,
-    )
-)
+QWEN35_WORDS = WORDS  # ours, chosen for that
 _SINGLE_DIGITS = "single digits"
 
 # (how a text is cut, whether whole words are looked up before merging) -> llama.cpp's name

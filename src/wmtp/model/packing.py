@@ -71,10 +71,15 @@ class PackedMatrix:
 
 @final
 class PackedLinear(nn.Module):
-    """A linear map without its plain matrix."""
+    """A linear map without its plain matrix.
+
+    Attributes:
+        num_bytes: of the matrix.
+    """
 
     def __init__(self, plain: nn.Linear) -> None:
         super().__init__()
+        self.num_bytes = plain.weight.numel() * plain.weight.element_size()
         self._product = PackedMatrix(plain.weight.detach())
         self._bias = None if plain.bias is None else plain.bias.detach()
 

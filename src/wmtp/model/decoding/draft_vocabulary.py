@@ -51,6 +51,11 @@ class DraftVocabulary:
             raise ValueError(f"{len(tokens)} tokens, but they must be different ids below {size}")
         self._ids = torch.tensor(sorted(tokens), device=model.device)
 
+    @property
+    def size(self) -> int:
+        """How many tokens there are to draft."""
+        return self._model.trunk_shape.vocab_size if self._ids is None else len(self._ids)
+
     def logits(self, hidden_BD: Tensor, matrix_VD: Tensor) -> Tensor:
         """Logits ``[B, n]`` of the tokens, in the order of ``token``."""
         shared = matrix_VD is self._model.unembedding_VD
