@@ -57,6 +57,7 @@ faults: $(VENV)/.test
 
 bench: $(VENV)/.test
 	$(BIN)/python benchmarks/loss.py
+	$(BIN)/python benchmarks/greedy_equality.py
 
 clean:
 	rm -rf $(VENV) .cache runs .pytest_cache .mypy_cache .ruff_cache

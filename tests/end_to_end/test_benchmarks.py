@@ -61,6 +61,23 @@ def test_decoding_benchmark_compares_all_ways(world: World) -> None:
     assert "| 2 |" in done.stdout.split("milliseconds a round")[1]
 
 
+def test_greedy_equality_is_counted_for_every_kind_of_heads() -> None:
+    done = run("greedy_equality.py", "--prompts", "5", "--new-tokens", "24", "--steps", "3")
+    assert done.returncode == 0, done.stderr
+    rows = [line.split("|") for line in done.stdout.splitlines() if " | " in line][1:]
+    assert [row[2].strip() for row in rows] == ["one by one", "in fours"] * 4
+    assert all(int(row[3]) + int(row[4]) == 5 and int(row[5]) == 0 for row in rows)
+
+
+def test_contexts_of_heads_are_compared() -> None:
+    done = run("head_contexts.py", "--steps", "2", "--seeds", "1", "--prompts", "2",
+               "--new-tokens", "8")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for trained in ("chained", "trunk", "mix"):
+        assert f"| {trained} | chained |" in done.stdout
+        assert f"| {trained} | trunk |" in done.stdout
+
+
 def gpu_benchmark() -> ModuleType:
     spec = importlib.util.spec_from_file_location("gpu", BENCHMARKS / "gpu.py")
     assert spec is not None
