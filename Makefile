@@ -11,7 +11,8 @@ export WMTP_CACHE ?= $(CURDIR)/.cache
 
 NPM_VERSION := $(shell sed -n 's/^NPM_VERSION = "\(.*\)"/\1/p' src/wmtp/verify/llama_cpp_engine.py)
 LLAMA_CPP := $(WMTP_CACHE)/llama.cpp
-NPM_INSTALL = npm install --silent --prefix $(LLAMA_CPP) --ignore-scripts --omit=optional
+NPM_INSTALL = timeout 180 npm install --silent --fetch-retries 1 --prefix $(LLAMA_CPP) \
+	--ignore-scripts --omit=optional
 
 .PHONY: help demo test lint faults bench clean
 help:
@@ -32,14 +33,14 @@ $(VENV)/.test: $(VENV)/.base
 	@$(PIP_INSTALL) -e '.[test]'
 	@touch $@
 
-# llama.cpp itself, which exported files are checked with; its tests skip where there is no npm
+# llama.cpp itself, which exported files are checked with; its tests skip where npm cannot get it
 $(LLAMA_CPP)/.npm-$(NPM_VERSION):
 	@mkdir -p $(LLAMA_CPP)
 	@if [ "$$(uname -sm)" != "Linux x86_64" ]; then echo "no llama.cpp for the tests on this system"; \
 	elif ! command -v npm >/dev/null; then echo "no npm here: what needs llama.cpp is skipped"; \
 	else echo "Setting up llama.cpp ..." && \
-		$(NPM_INSTALL) node-llama-cpp@$(NPM_VERSION) @node-llama-cpp/linux-x64@$(NPM_VERSION) && \
-		touch $@; fi
+		if $(NPM_INSTALL) node-llama-cpp@$(NPM_VERSION) @node-llama-cpp/linux-x64@$(NPM_VERSION); \
+		then touch $@; else echo "npm could not get llama.cpp: what needs it is skipped"; fi; fi
 
 demo: $(VENV)/.base
 	@$(BIN)/python scripts/demo.py
