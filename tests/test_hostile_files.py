@@ -23,6 +23,7 @@ import wmtp
 from wmtp import cli
 from wmtp.checkpoints.checkpoint import write_checkpoint
 from wmtp.data.tokenizer_training import train_tokenizer
+from wmtp.export.hugging_face import export_hugging_face
 from wmtp.model.heads import HeadsShape
 from wmtp.model.hf_layout import save_model
 from wmtp.model.llama_shape import LlamaShape
@@ -56,6 +57,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
     special = SpecialTokens(None, (tokenizer.eos_id,))
     save_model(model, root / "llama", special_tokens=special)
     tokenizer.save(root / "llama")
+    export_hugging_face(root / "llama", root / "export", dtype="f32", trunk_only=False, layout="hf")
     sizes = {"vocab_size": tokenizer.vocab_size, "n_embd": 16, "n_layer": 1, "n_head": 2,
              "n_positions": 64, "bos_token_id": 0, "eos_token_id": 0}  # fmt: skip
     GPT2LMHeadModel(GPT2Config(**sizes)).save_pretrained(root / "gpt2")
@@ -220,6 +222,23 @@ SLOTS: dict[str, dict[str, tuple[str, Callable[[Path], list[Any]]]]] = {
             "model", lambda w: ["--model", w / "llama", "--prompt", "a", "--max-new-tokens", 2]
         ),
     },
+    "export": {
+        "--model": (
+            "model", lambda w: ["--model", w / "llama", "--to", "hf", "--out", w / "as_hf"]
+        ),
+        "--model to gguf": (
+            "model", lambda w: ["--model", w / "llama", "--to", "gguf", "--trunk-only",
+                                "--out", w / "x.gguf"]
+        ),
+        "--model of kind hf": (
+            "gpt2", lambda w: ["--model", w / "gpt2", "--to", "mlx", "--out", w / "as_mlx"]
+        ),
+    },
+    "verify-export": {
+        "--model": ("model", lambda w: verified(w)),
+        "--export": ("export", lambda w: verified(w)),
+        "--prompts": ("text", lambda w: [*verified(w), "--prompts", w / "text.txt"]),
+    },
     "average": {"RUN": ("run", lambda w: [w / "run", "--last", 1])},
     "sync": {
         "run.yaml": ("run.yaml", lambda w: [w / "tracked"]),
@@ -258,6 +277,11 @@ SLOTS: dict[str, dict[str, tuple[str, Callable[[Path], list[Any]]]]] = {
     },
 }  # fmt: skip
 READS_NO_FILE_OF_OTHERS: set[str] = set()
+
+
+def verified(world: Path) -> list[Any]:
+    """Few tokens: an engine is run when nothing is refused."""
+    return ["--model", world / "llama", "--export", world / "export", "--new-tokens", 2]
 
 
 def rewarded(world: Path) -> Path:
@@ -617,6 +641,7 @@ BAD_RUNS = {
 PLACES = {
     "settings": ("settings.yaml", BAD_SETTINGS),
     "model": ("llama", BAD_MODELS | BAD_TOKENIZERS),
+    "export": ("export", BAD_MODELS | BAD_TOKENIZERS),
     "gpt2": ("gpt2", BAD_GPT2),
     "rm": ("rm", BAD_GPT2),
     "tokenizer": ("tokenizer", BAD_TOKENIZERS),

@@ -48,7 +48,7 @@ def poison(monkeypatch: pytest.MonkeyPatch, *steps: int) -> None:
     def learn(job: Any, moving: Any, *more: Any) -> Any:
         output = real(job, moving, *more)
         if moving.progress.step + 1 in steps:
-            job.model.trunk.norm.weight.grad.mul_(float("nan"))
+            job.model.trunk.layers[0].input_layernorm.weight.grad.mul_(float("nan"))
         return output
 
     monkeypatch.setattr(step_module, "learn", learn)

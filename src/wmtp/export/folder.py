@@ -85,12 +85,14 @@ def write_model(
         DataError: there is a tokenizer, and it cannot be used.
         StorageError: the disk refused.
     """
+    has_tokenizer = (model_directory / TOKENIZER_FILE).is_file()
+    tokenizer = TextTokenizer.load(model_directory) if has_tokenizer else None
 
     def fill(folder: Path) -> None:
         stored.write(folder, extra_files=tokenizer_files(model_directory))
-        if (folder / TOKENIZER_FILE).is_file() and not (folder / CONFIG_FILE).is_file():
+        if tokenizer is not None and not (folder / CONFIG_FILE).is_file():
             # without it transformers guesses a class by the model's family, and builds another
-            TextTokenizer.load(model_directory).save(folder)
+            tokenizer.save(folder)
         (folder / FACTS_NAME).write_text(json.dumps(facts, indent=1) + "\n")
 
     _write_whole(out, fill)

@@ -144,7 +144,11 @@ def _check_trunk_logits(ours: Ours, network: Any, exported: Path) -> Check:
 def _check_as_served(ours: Ours, exported: Path, dtype: torch.dtype) -> Check:
     with _engine(exported):
         network = AutoModelForCausalLM.from_pretrained(
-            exported, dtype=dtype, trust_remote_code=False, local_files_only=True
+            exported,
+            dtype=dtype,
+            trust_remote_code=False,
+            local_files_only=True,
+            use_safetensors=True,
         ).eval()
         found = [network(torch.tensor([one])).logits[0].float() for one in ours.prompts]
     name = f"trunk's logits in {str(dtype).removeprefix('torch.')}, against float32 unrounded"
