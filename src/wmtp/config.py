@@ -215,8 +215,8 @@ class Model(Section):
     tie_embeddings: bool = Field(True, description="for models from scratch")
     final_norm_gain: bool | None = Field(
         None,
-        description="a gain in the norms before the unembedding; empty: as stored, none from "
-        "scratch; false moves a stored one into the unembedding, which is then not tied",
+        description="a gain in the norms before the unembedding; empty: as stored, or there is "
+        "one; false moves a stored one into the unembedding, which is then not tied",
     )
     dropout: float = Field(0.0, ge=0, lt=1)
     heads: Heads = Heads()

@@ -121,6 +121,6 @@ def trunk_shape(recipe: Recipe, vocab_size: int) -> LlamaShape:
         norm_eps=1e-5,
         tie_embeddings=model.tie_embeddings,
         qk_norm=model.qk_norm and model.kind == "llama",
-        final_norm_gain=bool(model.final_norm_gain) or model.kind == "hf",
+        final_norm_gain=model.final_norm_gain is not False,
         dropout=model.dropout,
     )
