@@ -127,7 +127,7 @@ def generate(
     started = time.perf_counter()
     for piece, _ in stream_text(tokenizer, tokens()):
         print(piece, end="", flush=True)
-    print()
+    print(flush=True)
     seconds = time.perf_counter() - started
     ((reason, figures),) = ended
     why = {"stop_id": " (end of text)", "context": " (context is full)"}.get(reason, "")
