@@ -214,10 +214,11 @@ def fill_final(stored: StoredForm, job: Job, folder: Path) -> None:
     """Write a Hugging Face directory: config, weights, tokenizer, tokens worth drafting."""
     stored.write(folder)
     job.tokenizer.save(folder)
-    vocab_size = job.model.trunk_shape.vocab_size
-    tokens = frequent_tokens(job.train_rows.shards, vocab_size, SHARE_DRAFTED)
-    if job.model.horizon > 1 and pays_to_trim(len(tokens), vocab_size):
-        write_draft_vocabulary(folder, tokens)
+    if job.model.horizon > 1:
+        vocab_size = job.model.trunk_shape.vocab_size
+        tokens = frequent_tokens(job.train_rows.shards, vocab_size, SHARE_DRAFTED)
+        if pays_to_trim(len(tokens), vocab_size):
+            write_draft_vocabulary(folder, tokens)
 
 
 def write_average(folder: RunFolder, count: int, console: Console) -> None:

@@ -165,16 +165,8 @@ def _verify(
         return verify_mlx(model, export, texts, new_tokens=new_tokens, python=python)
     if engine == "llama.cpp":
         from wmtp.verify.llama_cpp import verify_llama_cpp
-        from wmtp.verify.prompts import strings_to_tokenize
 
-        return verify_llama_cpp(
-            model,
-            export,
-            texts,
-            llama_cpp=llama_cpp,
-            new_tokens=new_tokens,
-            texts=strings_to_tokenize(),
-        )
+        return verify_llama_cpp(model, export, texts, llama_cpp=llama_cpp, new_tokens=new_tokens)
     from wmtp.verify.hugging_face import verify_hugging_face
 
     return verify_hugging_face(model, export, texts, new_tokens=new_tokens)

@@ -33,7 +33,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from wmtp.data.documents import BadLine, counts_in_words
 from wmtp.errors import DataError
-from wmtp.runtime.durable import storage_errors, sync_file, sync_folder, temporary_beside
+from wmtp.runtime.durable import (
+    storage_errors,
+    temporary_beside,
+    whole_file,
+)
 from wmtp.untrusted import LARGEST_JSON, open_ordinary, read_bounded
 
 MANIFEST_FILE = "manifest.json"
@@ -324,20 +328,14 @@ def add_document_column(shards: Shards, name: str, values: NDArray[Any]) -> NDAr
 def _write_column(target: Path, chunks: Iterable[NDArray[Any]], expected: int, what: str) -> None:
     temporary = temporary_beside(target)
     count = 0
-    with storage_errors(f"column {target} could not be written"):
-        try:
-            with temporary.open("wb") as file:
-                for chunk in chunks:
-                    count += len(chunk)
-                    chunk.tofile(file)
-            if count != expected:
-                raise ValueError(f"column {target.stem}: {count} values for {expected} {what}")
-            sync_file(temporary)
-            temporary.replace(target)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-        sync_folder(target.parent)
+    failure = f"column {target} could not be written"
+    with storage_errors(failure), whole_file(target, temporary):
+        with temporary.open("wb") as file:
+            for chunk in chunks:
+                count += len(chunk)
+                chunk.tofile(file)
+        if count != expected:
+            raise ValueError(f"column {target.stem}: {count} values for {expected} {what}")
 
 
 def column_file(name: str, kind: ColumnKind | DocumentKind) -> str:

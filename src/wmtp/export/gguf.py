@@ -1,8 +1,6 @@
 """A model directory as one GGUF file, as llama.cpp and what is built on it read it."""
 
-import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,7 +21,7 @@ from wmtp.model.heads import HeadsShape
 from wmtp.model.hf_config import read_config
 from wmtp.model.hf_layout import load_model
 from wmtp.model.stored_config import StoredConfig
-from wmtp.runtime.durable import storage_errors, sync_file, sync_folder, temporary_beside
+from wmtp.runtime.durable import storage_errors, temporary_beside, whole_file
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -72,7 +70,11 @@ def export_gguf(
     model = load_model(model_directory, trunk_only=trunk_only)
     tensors = list(file_tensors(architecture, stored.trunk, model.state_dict()))
 
-    with storage_errors(f"'{out}' could not be written"), _whole_file(out) as temporary:
+    failure = f"'{out}' could not be written"
+    with storage_errors(failure):
+        out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_beside(out)
+    with storage_errors(failure), whole_file(out, temporary):
         writer = gguf.GGUFWriter(temporary, architecture)
         try:
             _describe(gguf, writer, model_directory, dtype)
@@ -221,18 +223,3 @@ def _note_of_rows(changed: Sequence[str]) -> Iterator[str]:
             f"falls short: {len(changed)} matrices are f16, not q8_0: their rows are no multiple "
             f"of {BLOCK_OF_Q8_0} ({changed[0]}, ...)"
         )
-
-
-@contextmanager
-def _whole_file(path: Path) -> Iterator[Path]:
-    """A name to write to; what is there at the end becomes ``path``, or nothing does."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = temporary_beside(path)
-    try:
-        yield temporary
-        sync_file(temporary)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)

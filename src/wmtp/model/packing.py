@@ -71,7 +71,7 @@ class PackedMatrix:
 
 @final
 class PackedLinear(nn.Module):
-    """A linear map without its plain matrix.
+    """A linear map without its plain matrix, and without a bias.
 
     Attributes:
         num_bytes: of the matrix.
@@ -81,12 +81,10 @@ class PackedLinear(nn.Module):
         super().__init__()
         self.num_bytes = plain.weight.numel() * plain.weight.element_size()
         self._product = PackedMatrix(plain.weight.detach())
-        self._bias = None if plain.bias is None else plain.bias.detach()
 
     def forward(self, x: Tensor) -> Tensor:
         """What the plain map gives, to rounding."""
-        out = self._product(x)
-        return out if self._bias is None else out + self._bias
+        return self._product(x)
 
 
 @lru_cache

@@ -24,15 +24,21 @@ LARGEST_SIZE = 1 << 40
 
 
 def read_network(
-    auto_class: Any, directory: Path, problem: str, config: PretrainedConfig | None = None
+    auto_class: Any,
+    directory: Path,
+    problem: str,
+    config: PretrainedConfig | None = None,
+    *,
+    dtype: torch.dtype = torch.float32,
 ) -> tuple[Any, set[str]]:
-    """Let one of the library's classes read a directory's weights, float32 on the CPU.
+    """Let one of the library's classes read a directory's weights, on the CPU.
 
     Args:
         auto_class: such as ``AutoModelForCausalLM``.
         directory: with ``config.json`` and safetensors.
         problem: what to call a failure.
         config: what the directory's own config was read as, if it was.
+        dtype: of the network's numbers.
 
     Returns:
         The network, and the names of stored tensors that are none of its own.
@@ -48,7 +54,7 @@ def read_network(
         network, report = auto_class.from_pretrained(
             directory,
             config=config,
-            dtype=torch.float32,
+            dtype=dtype,
             use_safetensors=True,
             trust_remote_code=False,
             local_files_only=True,

@@ -85,9 +85,19 @@ def replace_file(path: Path, content: bytes) -> None:
     Raises:
         OSError: nothing was changed, and no temporary file is left.
     """
-    temporary = temporary_name(path)
+    with whole_file(path, temporary_name(path)):
+        temporary_name(path).write_bytes(content)
+
+
+@contextmanager
+def whole_file(path: Path, temporary: Path) -> Iterator[None]:
+    """What the block writes to ``temporary`` becomes ``path``, or nothing does if it fails.
+
+    Raises:
+        OSError: nothing was changed, and no temporary file is left.
+    """
     try:
-        temporary.write_bytes(content)
+        yield
         sync_file(temporary)
         temporary.replace(path)
     except BaseException:

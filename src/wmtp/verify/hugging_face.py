@@ -23,6 +23,7 @@ from wmtp.model.transformers_calls import quiet_transformers, read_network, told
 from wmtp.verify.check import Check
 from wmtp.verify.ours import (
     Ours,
+    check_as_served,
     check_texts,
     check_token_ids,
     check_trunk,
@@ -39,9 +40,6 @@ PROBLEM: Final = "'{}' cannot be run by transformers"
 
 LIMIT: Final = 1e-5
 """Of logits that both compute in float32 from the same numbers."""
-
-LIMITS_AS_SERVED: Final = {torch.float16: 2e-2, torch.bfloat16: 1e-1}
-"""Of an engine that rounds and computes in 16 bits, against the unrounded model in float32."""
 
 ACCEPTANCE_LIMIT: Final = 0.02
 """Of the share of drafts accepted at a depth, where transformers drafts as the heads were trained:
@@ -142,17 +140,11 @@ def _check_trunk_logits(ours: Ours, network: Any, exported: Path) -> Check:
 
 @torch.no_grad()
 def _check_as_served(ours: Ours, exported: Path, dtype: torch.dtype) -> Check:
+    network, _ = read_network(AutoModelForCausalLM, exported, PROBLEM.format(exported), dtype=dtype)
+    network.eval()
     with _engine(exported):
-        network = AutoModelForCausalLM.from_pretrained(
-            exported,
-            dtype=dtype,
-            trust_remote_code=False,
-            local_files_only=True,
-            use_safetensors=True,
-        ).eval()
         found = [network(torch.tensor([one])).logits[0].float() for one in ours.prompts]
-    name = f"trunk's logits in {str(dtype).removeprefix('torch.')}, against float32 unrounded"
-    return check_trunk(name, ours.unrounded, found, LIMITS_AS_SERVED[dtype])
+    return check_as_served(ours, found, dtype)
 
 
 def _generate(network: Any, ours: Ours, exported: Path, **options: Any) -> list[list[int]]:
@@ -235,7 +227,7 @@ def _chained_logits(model: MultiTokenModel, one: Round) -> Tensor:
     tokens = torch.tensor([[*one.text, *one.drafts]])
     targets_BSH = tokens[:, 1 : stop + horizon].unfold(1, horizon, 1)
     hidden = model(tokens[:, :stop], targets_BSH)
-    return torch.stack([of_head_BSD[0, -1] for of_head_BSD in hidden[1:]]) @ model.unembedding_VD.T
+    return model.unembed(torch.stack([of_head_BSD[0, -1] for of_head_BSD in hidden[1:]]))
 
 
 def _check_acceptance(

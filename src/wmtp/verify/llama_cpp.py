@@ -149,7 +149,7 @@ def _our_logits(model: MultiTokenModel, prompts: Sequence[Prompt], answers: Answ
         # the prompt's last rows, and the rows that chose the new tokens
         hidden_SD = states[index, most].post_norm[0]
         start = len(prompts[index].ids) - len(answers.trunk[index])
-        trunk.append(hidden_SD[start:-1] @ model.unembedding_VD.T)
+        trunk.append(model.unembed(hidden_SD[start:-1]))
     rounds = []
     for one in answers.rounds:
         key = one.prompt, one.depth

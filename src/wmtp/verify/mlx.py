@@ -25,6 +25,7 @@ from wmtp.verify import mlx_program
 from wmtp.verify.check import Check
 from wmtp.verify.ours import (
     Ours,
+    check_as_served,
     check_texts,
     check_token_ids,
     check_trunk,
@@ -37,9 +38,6 @@ from wmtp.verify.stored import compare_stored_numbers, open_export
 
 LIMIT: Final = 1e-4
 """Of logits that both compute in float32 from the same numbers."""
-
-LIMITS_AS_SERVED: Final = {torch.float16: 2e-2, torch.bfloat16: 1e-1}
-"""Of mlx_lm in 16 bits, against the unrounded model in float32."""
 
 INSTALL: Final = (
     "Install it there: pip install mlx-lm, on Linux with 'mlx[cpu]' too; or name a Python that has "
@@ -112,9 +110,8 @@ def verify_mlx(
             check_texts("greedy texts that differ", ours, answer["texts"], LIMIT),
         ]
         if dtype != torch.float32:
-            name = f"trunk's logits in {str(dtype)[6:]}, against float32 unrounded"
             served = _read_logits(Path(folder), "served", len(ids))
-            checks.append(check_trunk(name, unrounded, served, LIMITS_AS_SERVED[dtype]))
+            checks.append(check_as_served(ours, served, dtype))
     return checks
 
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -15,6 +16,9 @@ from wmtp.verify.check import Check
 from wmtp.verify.prompts import strings_to_tokenize
 
 LEAST_PROMPT = 1
+
+LIMITS_AS_SERVED: Final = {torch.float16: 2e-2, torch.bfloat16: 1e-1}
+"""Of an engine that rounds and computes in 16 bits, against the unrounded model in float32."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,7 @@ def prompt_ids(
 def trunk_logits(model: MultiTokenModel, ids: Sequence[int]) -> Tensor:
     """Logits ``[S, V]`` of the trunk at every position of one text."""
     tokens_BS = torch.tensor([list(ids)])
-    return (model.next_token_hidden(tokens_BS) @ model.unembedding_VD.T)[0]
+    return model.unembed(model.next_token_hidden(tokens_BS))[0]
 
 
 def greedy_texts(
@@ -137,6 +141,12 @@ def check_trunk(name: str, ours: Sequence[Tensor], theirs: Sequence[Tensor], lim
     largest = max(float(mine_SV.abs().max()) for mine_SV in ours)
     positions = sum(len(mine_SV) for mine_SV in ours)
     return Check(name, worst(found), limit, f"{positions} positions, logits up to {largest:.3g}")
+
+
+def check_as_served(ours: Ours, theirs: Sequence[Tensor], dtype: torch.dtype) -> Check:
+    """Compare logits of the prompts as the engine computes them in 16 bits."""
+    name = f"trunk's logits in {str(dtype).removeprefix('torch.')}, against float32 unrounded"
+    return check_trunk(name, ours.unrounded, theirs, LIMITS_AS_SERVED[dtype])
 
 
 def check_texts(name: str, ours: Ours, theirs: Sequence[Sequence[int]], tie: float) -> Check:

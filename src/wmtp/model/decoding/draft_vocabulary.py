@@ -13,7 +13,7 @@ from typing import Final, final
 import torch
 from torch import Tensor
 
-from wmtp.errors import CheckpointError, WmtpError
+from wmtp.errors import CheckpointError
 from wmtp.model.multi_token import MultiTokenModel
 from wmtp.model.packing import SMALLEST_PACKED, PackedMatrix
 from wmtp.untrusted import read_json
@@ -107,7 +107,7 @@ def load_draft_vocabulary(directory: Path, model: MultiTokenModel) -> DraftVocab
         if not isinstance(tokens, list) or not all(type(token) is int for token in tokens):
             raise ValueError("tokens are no list of ids")
         return DraftVocabulary(model, tokens)
-    except (WmtpError, OSError, KeyError, TypeError, ValueError) as error:
+    except (OSError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{path} is no draft vocabulary of this model ({error}). Remove it: drafts are then "
             "chosen from all tokens."
