@@ -44,6 +44,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--without-transformers", action="store_true")
+    parser.add_argument("--compile", action="store_true", help="also with compiled steps")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     tokenizer = TextTokenizer.load(given.model)
@@ -54,6 +55,11 @@ def main() -> None:
         for text in read_prompts(given.prompts, given.skip, given.count)
     ]
     ways = own_ways(model, vocabulary, given.new_tokens)
+    if given.compile:
+        ways |= {
+            f"{name}, compiled": way
+            for name, way in own_ways(model, vocabulary, given.new_tokens, compiled=True).items()
+        }
     plain = load_model(given.model, trunk_only=True).eval()
     ways["plain, not packed"] = one_way(plain, 0, None, given.new_tokens)
     if not given.without_transformers:
@@ -79,15 +85,15 @@ def read_prompts(file: Path, skip: int, count: int) -> list[str]:
 
 
 def own_ways(
-    model: MultiTokenModel, vocabulary: DraftVocabulary, new_tokens: int
+    model: MultiTokenModel, vocabulary: DraftVocabulary, new_tokens: int, *, compiled: bool = False
 ) -> dict[str, Way]:
     """Plain, each number of drafts, and as many as pay."""
-    ways = {"plain": one_way(model, 0, None, new_tokens)}
+    ways = {"plain": one_way(model, 0, None, new_tokens, compiled)}
     counts: list[Speculative] = [*range(1, model.horizon), "auto"] if model.horizon > 1 else []
     for count in counts:
-        ways[f"drafts: {count}"] = one_way(model, count, vocabulary, new_tokens)
+        ways[f"drafts: {count}"] = one_way(model, count, vocabulary, new_tokens, compiled)
     if counts and vocabulary.size < model.trunk_shape.vocab_size:
-        ways["drafts: auto, from all tokens"] = one_way(model, "auto", None, new_tokens)
+        ways["drafts: auto, from all tokens"] = one_way(model, "auto", None, new_tokens, compiled)
     return ways
 
 
@@ -96,6 +102,7 @@ def one_way(
     speculative: Speculative,
     vocabulary: DraftVocabulary | None,
     new_tokens: int,
+    compiled: bool = False,
 ) -> Way:
     """Our own decoding."""
 
@@ -107,6 +114,7 @@ def one_way(
             max_new_tokens=new_tokens,
             speculative=speculative,
             draft_vocabulary=vocabulary,
+            compiled=compiled,
         )
         while True:
             try:
@@ -149,7 +157,7 @@ def measure(
     texts: dict[str, list[list[int]]] = {name: [[]] * len(prompts) for name in ways}
     figures: dict[str, list[Figures | None]] = {name: [None] * len(prompts) for name in ways}
     for way in ways.values():
-        way(prompts[0][:4])  # warms up
+        way(prompts[0])  # warms up, and compiles
     for _ in range(rounds):
         for index, prompt in enumerate(prompts):
             for name, way in ways.items():

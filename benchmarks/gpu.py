@@ -29,6 +29,7 @@ from wmtp.evaluation.window import Window
 from wmtp.loss import Scope, Workspace, fused_mtp_loss
 from wmtp.loss.pieces import MEBIBYTE
 from wmtp.loss.softmax_step import softmax_minus_one_hot
+from wmtp.model.generate import Figures, generate
 from wmtp.model.heads import HeadsShape
 from wmtp.model.llama_shape import LlamaShape
 from wmtp.model.multi_token import MultiTokenModel, build_model
@@ -85,6 +86,7 @@ class Plan:
     loss_vocabs: tuple[int, ...]
     models: tuple[Shape, ...]
     repeats: int
+    decoded_tokens: int
 
 
 FULL = Plan(
@@ -99,6 +101,7 @@ FULL = Plan(
         Shape("1B", 2048, 20, 32000, 8, 2048),
     ),
     repeats=10,
+    decoded_tokens=128,
 )
 SMOKE = Plan(
     check_rows=256,
@@ -109,6 +112,7 @@ SMOKE = Plan(
     loss_vocabs=(500,),
     models=(Shape("toy", 64, 2, 300, 2, 32),),
     repeats=1,
+    decoded_tokens=24,
 )
 
 
@@ -319,6 +323,18 @@ def waiting_checks(device: Device, plan: Plan) -> Iterator[Check]:
             yield Check(label, "it did not", True)
 
 
+def decoding_checks(device: Device, plan: Plan) -> Iterator[Check]:
+    """Steps that are compiled, and on CUDA recorded, give the text of steps as they are written."""
+    model = decoding_model(device, plan.models[0])
+    for speculative in (0, HORIZON - 1):
+        written, _ = decoded(model, plan, speculative, compiled=False)
+        replayed, _ = decoded(model, plan, speculative, compiled=True)
+        same = next((i for i, (a, b) in enumerate(zip(written, replayed, strict=True)) if a != b),
+                    len(written))  # fmt: skip
+        name = f"compiled decoding, {speculative} drafts, float32"
+        yield Check(name, f"{same} of {len(written)} tokens the same", same == len(written))
+
+
 @contextmanager
 def waiting_refused() -> Iterator[None]:
     torch.cuda.synchronize()
@@ -480,13 +496,57 @@ def step_times(device: Device, plan: Plan) -> Iterator[str]:
         yield f"{label} {tokens_per_second:,.0f} | {used} | {peak:.1f} |"
 
 
+def decoding_model(device: Device, shape: Shape) -> MultiTokenModel:
+    """A model with random numbers, whose last maps are not zero, so that its text has a choice."""
+    model = shape.model(HORIZON)
+    draws = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(0, 0.02, generator=draws)
+    return model.to(device.torch_device).eval()
+
+
+def decoded(
+    model: MultiTokenModel, plan: Plan, speculative: int, *, compiled: bool
+) -> tuple[list[int], Figures]:
+    """A greedy text after eight tokens, and what it took."""
+    prompt, found = list(range(8)), list[int]()
+    stream = generate(
+        model,
+        prompt,
+        max_new_tokens=plan.decoded_tokens,
+        speculative=speculative,
+        compiled=compiled,
+    )
+    while True:
+        try:
+            found.append(next(stream))
+        except StopIteration as ended:
+            return found, ended.value[1]
+
+
+def decoding_times(device: Device, plan: Plan) -> Iterator[str]:
+    """Rows of a table: one text, as written and compiled; drafts of random heads are rejected."""
+    yield "| model | steps | drafts | milliseconds a round |"
+    yield "|---|---|---|---|"
+    for shape in plan.models:
+        model = decoding_model(device, shape)
+        for speculative, compiled in itertools.product((0, HORIZON - 1), (False, True)):
+            decoded(model, plan, speculative, compiled=compiled)
+            _, figures = decoded(model, plan, speculative, compiled=compiled)
+            a_round = 1e3 * figures.decoding_seconds / max(1, figures.text_passes)
+            how = "compiled" if compiled else "as written"
+            yield f"| {shape.name} | {how} | {speculative} | {a_round:.2f} |"
+
+
 # the report -----------------------------------------------------------------------------------
 
 
 def report(device: Device, plan: Plan) -> tuple[list[str], bool]:
     """The report's lines, and whether all checks hold."""
     checks = []
-    for kind in (gradient_checks, kernel_checks, waiting_checks):
+    for kind in (gradient_checks, kernel_checks, waiting_checks, decoding_checks):
         for check in kind(device, plan):
             say(f"{check.name}: {check.found}")
             checks.append(check)
@@ -500,7 +560,7 @@ def report(device: Device, plan: Plan) -> tuple[list[str], bool]:
         *(f"| {check.name} | {check.found} | {words[check.holds]} |" for check in checks),
         "",
     ]
-    for table in (loss_times, step_times):
+    for table in (loss_times, step_times, decoding_times):
         for line in table(device, plan):
             say(line)
             lines.append(line)

@@ -86,6 +86,10 @@ def generate(
         str,
         typer.Option(help="Tokens that the heads draft a pass; auto: as many as pay; off: none."),
     ] = "auto",
+    compiled: Annotated[
+        bool,
+        typer.Option("--compile", help="Compile the steps: for small models and on CUDA."),
+    ] = False,
     device: Backend = "auto",
     verbose: Verbose = False,
 ) -> None:
@@ -120,6 +124,7 @@ def generate(
                     stop_ids=(tokenizer.eos_id,),
                     speculative=drafts,
                     draft_vocabulary=vocabulary,
+                    compiled=compiled,
                 )
             )
         )

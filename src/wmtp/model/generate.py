@@ -22,6 +22,7 @@ def generate(
     stop_ids: Collection[int] = (),
     speculative: Speculative = 0,
     draft_vocabulary: DraftVocabulary | None = None,
+    compiled: bool = False,
 ) -> Generator[int, None, tuple[StopReason, Figures]]:
     """Continue a prompt, giving out tokens as they are found.
 
@@ -39,6 +40,8 @@ def generate(
         speculative: tokens that the heads draft for each pass, at most ``H - 1``; "auto" for as
             many as pay; 0 for none.
         draft_vocabulary: tokens that drafts are chosen from; None for all.
+        compiled: compile the steps, which takes some seconds for each number of drafts, prompts
+            excepted; on CUDA they are also recorded and replayed.
 
     Returns:
         The reason why no more tokens come, and figures.
@@ -46,6 +49,7 @@ def generate(
     Raises:
         DataError: the prompt is empty, longer than the context, or has tokens that the model
             does not know.
+        DeviceError: ``compiled``, and nothing can be compiled here.
         ValueError: the model is in training mode.
     """
     _check(model, [prompt_ids])
@@ -57,6 +61,7 @@ def generate(
         stop_ids=stop_ids,
         speculative=speculative,
         vocabulary=draft_vocabulary,
+        compiled=compiled,
     )
     while not decoder.done:
         yield from decoder.round()[0]
@@ -72,6 +77,7 @@ def generate_many(
     stop_ids: Collection[int] = (),
     speculative: Speculative = 0,
     draft_vocabulary: DraftVocabulary | None = None,
+    compiled: bool = False,
 ) -> tuple[list[Text], list[Figures]]:
     """Continue several prompts at once; foreign trunks take them one after the other.
 
@@ -93,6 +99,7 @@ def generate_many(
             stop_ids=stop_ids,
             speculative=speculative,
             vocabulary=draft_vocabulary,
+            compiled=compiled,
         )
         while not decoder.done:
             decoder.round()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from wmtp.model.kv_cache import Cache, KVCache, LayerCache
+from wmtp.model.kv_cache import Cache, KVCache, LayerCache, LayeredCache
 from wmtp.model.llama_shape import LlamaShape
 from wmtp.model.rotary import RotaryTable, rotate
 from wmtp.model.trunk import Positions, Trunk, TrunkStates, recomputed
@@ -220,9 +220,9 @@ class LlamaTrunk(Trunk):
         Args:
             embedded_BSD: embeddings of the new tokens.
             positions: where they stand.
-            cache: keys and values of earlier positions, a ``KVCache``; the new ones are added.
+            cache: keys and values of earlier positions, one of layers; the new ones are added.
         """
-        assert cache is None or isinstance(cache, KVCache)
+        assert cache is None or isinstance(cache, LayeredCache)
         x_BSD = before_last_BSD = embedded_BSD
         for index, block in enumerate(self.blocks):
             before_last_BSD = x_BSD

@@ -6,10 +6,11 @@ import platform
 import random
 import resource
 import sys
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, final
+from typing import Any, Generic, Literal, TypeVar, final
 
 import numpy as np
 import torch
@@ -21,6 +22,8 @@ from wmtp.loss import Workspace
 Kind = Literal["cuda", "mps", "cpu"]
 ComputeBackend = Literal["auto", "cuda", "mps", "cpu"]
 Precision = Literal["fp32", "bf16", "fp16"]
+
+Found = TypeVar("Found")
 
 MEBIBYTE = 1024**2
 
@@ -271,6 +274,40 @@ class Device:
                 f"the checkpoint's random number state cannot be used ({error!r}). "
                 "Resume with the version of torch that wrote it."
             ) from error
+
+
+def can_record(device: torch.device) -> bool:
+    """Whether a sequence of kernels can be recorded there and replayed as a whole."""
+    return device.type == "cuda"
+
+
+@final
+class RecordedStep(Generic[Found]):
+    """A step that CUDA replays in one call; inputs and outputs keep their memory.
+
+    Args:
+        step: it may be repeated without harm, because it runs some times to warm up.
+        inputs: of the shapes that all later ones have.
+    """
+
+    def __init__(self, step: Callable[..., Found], inputs: Sequence[Tensor]) -> None:
+        self._inputs = [tensor.clone() for tensor in inputs]
+        beside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        beside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(beside):
+            for _ in range(3):  # compiles, and lets libraries take the memory that they keep
+                step(*self._inputs)
+        torch.cuda.current_stream().wait_stream(beside)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph):
+            self._outputs = step(*self._inputs)
+
+    def __call__(self, *inputs: Tensor) -> Found:
+        """What the step gives; good until the next call."""
+        for held, given in zip(self._inputs, inputs, strict=True):
+            held.copy_(given)
+        self._graph.replay()
+        return self._outputs
 
 
 def named_peak_flops(name: str) -> float | None:

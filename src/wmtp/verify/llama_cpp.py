@@ -21,6 +21,7 @@ from wmtp.model.decoding.draft_vocabulary import DraftVocabulary
 from wmtp.model.decoding.drafters import TrunkFedDrafter
 from wmtp.model.decoding.readers import build_reader
 from wmtp.model.decoding.row_cache import HOLE
+from wmtp.model.decoding.steps import PLAIN_STEPS
 from wmtp.model.generate import generate_many
 from wmtp.model.heads.sequential import SequentialHeads
 from wmtp.model.hf_config import read_config
@@ -201,7 +202,9 @@ def _drafted_logits(
 ) -> Tensor:
     """Our logits ``[V]`` of a round's last draft, behind the engine's drafts before it."""
     assert isinstance(model.heads, SequentialHeads)
-    drafter = TrunkFedDrafter(model, model.heads, DraftVocabulary(model), 1, len(ids) + one.depth)
+    capacity = len(ids) + one.depth
+    vocabulary = DraftVocabulary(model)
+    drafter = TrunkFedDrafter(model, model.heads, vocabulary, 1, capacity, PLAIN_STEPS)
     places_BS = torch.arange(len(ids))[None]
     read = one.known - 1  # all certain tokens but the last
     drafter.follow(states, torch.where(places_BS < read, places_BS, HOLE), read)

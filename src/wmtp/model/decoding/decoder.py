@@ -24,12 +24,14 @@ from wmtp.model.decoding.drafters import build_drafter
 from wmtp.model.decoding.readers import build_reader
 from wmtp.model.decoding.row_cache import HOLE
 from wmtp.model.decoding.sampling import Sampling, draw, probabilities, uniforms
+from wmtp.model.decoding.steps import PLAIN_STEPS, Steps
 from wmtp.model.multi_token import MultiTokenModel
 
 StopReason = Literal["stop_id", "max_new_tokens", "context"]
 """Why decoding ended: a stop token, enough tokens, or no room for more in the model's context."""
 
 _SLOTS_BEYOND_THE_PROMPT = 128
+_FEWEST_COMPILED_SLOTS = 256
 
 
 @dataclass
@@ -109,6 +111,7 @@ class Decoder:
         stop_ids: Collection[int],
         speculative: Speculative,
         vocabulary: DraftVocabulary | None = None,
+        compiled: bool = False,
     ) -> None:
         """Read nothing yet; the arguments are those of ``generate``."""
         rows = len(prompts)
@@ -116,12 +119,14 @@ class Decoder:
         self._model, self._sampling, self._stop_ids = model, sampling, frozenset(stop_ids)
         self._max_new_tokens = max_new_tokens
         self._context = model.trunk_shape.max_seq_length
-        longest = max(map(len, prompts)) + min(max_new_tokens, _SLOTS_BEYOND_THE_PROMPT)
-        capacity = min(longest, self._context) + model.horizon
-        self._reader = build_reader(model.trunk, rows, capacity)
+        steps = Steps(model.horizon) if compiled else PLAIN_STEPS
+        capacity = self._capacity(max(map(len, prompts)), steps)
+        self._reader = build_reader(model.trunk, rows, capacity, steps)
         self._vocabulary = vocabulary or DraftVocabulary(model)
         self._drafter = (
-            build_drafter(model, self._vocabulary, rows, capacity) if speculative != 0 else None
+            build_drafter(model, self._vocabulary, rows, capacity, steps)
+            if speculative != 0
+            else None
         )
         depths = 0 if self._drafter is None else model.horizon - 1
         self._length = DraftLength(speculative, depths)
@@ -130,6 +135,15 @@ class Decoder:
         if max_new_tokens < 1:
             for text in self.texts:
                 text.reason = "max_new_tokens"
+
+    def _capacity(self, prompt: int, steps: Steps) -> int:
+        """Slots to begin with."""
+        if not steps.are_compiled:
+            added = min(self._max_new_tokens, _SLOTS_BEYOND_THE_PROMPT)
+            return min(prompt + added, self._context) + self._model.horizon
+        # each capacity is a shape of its own: few of them, and room for holes
+        needed = min(prompt + self._max_new_tokens, self._context) + self._model.horizon
+        return max(_FEWEST_COMPILED_SLOTS, 1 << (2 * needed - 1).bit_length())
 
     @property
     def done(self) -> bool:

@@ -9,6 +9,8 @@ Speculative = int | Literal["auto"]
 
 _ROUNDS_TO_TRY_EACH: Final = 2
 _ROUNDS_BETWEEN_TRIALS: Final = 24
+"""At first; twice as many after each trial that found nothing better."""
+_MOST_ROUNDS_BETWEEN_TRIALS: Final = 384
 _REMEMBERED_PASSES: Final = 8
 _FORGETTING: Final = 0.97
 """Of what a depth had accepted, at each pass: the text changes its nature now and then."""
@@ -21,7 +23,8 @@ class DraftLength:
     A pass that drafts ``k`` tokens gives ``1 + a_1 + a_1 a_2 + ... + a_1 .. a_k`` tokens on
     average, where ``a_d`` is how often draft ``d`` is accepted if those before it were. The length
     is taken that gives most tokens a second: the first passes try each length, later ones now and
-    then those next to it, because a longer text makes passes dearer.
+    then those next to it, because a longer text makes passes dearer; more and more seldom as long
+    as that changes nothing.
 
     Args:
         speculative: the length, or "auto".
@@ -36,7 +39,8 @@ class DraftLength:
         ]
         # a draft is taken to be accepted every other time before anything is known
         self._tried, self._accepted = [2.0] * longest, [1.0] * longest
-        self._until_trial = _ROUNDS_BETWEEN_TRIALS
+        self._best, self._between = -1, _ROUNDS_BETWEEN_TRIALS
+        self._until_trial = self._between
         lengths = range(longest, -1, -1) if self._fixed is None else {0, self._fixed}
         self._to_try = [length for length in lengths for _ in range(_ROUNDS_TO_TRY_EACH)]
 
@@ -47,9 +51,13 @@ class DraftLength:
         if self._fixed is not None:
             return self._fixed
         best = max(range(self._longest + 1), key=self.tokens_a_second)
+        if best != self._best:
+            self._best, self._between = best, _ROUNDS_BETWEEN_TRIALS
+            self._until_trial = self._between
         self._until_trial -= 1
         if self._until_trial <= 0:
-            self._until_trial = _ROUNDS_BETWEEN_TRIALS
+            self._between = min(2 * self._between, _MOST_ROUNDS_BETWEEN_TRIALS)
+            self._until_trial = self._between
             self._to_try = [k for k in (best - 1, best + 1) if 0 <= k <= self._longest]
         return best
 

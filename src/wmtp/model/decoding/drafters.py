@@ -16,9 +16,11 @@ from torch import Tensor
 
 from wmtp.model.decoding.draft_vocabulary import DraftVocabulary
 from wmtp.model.decoding.row_cache import HOLE, RowCache
+from wmtp.model.decoding.steps import PLAIN_STEPS, Steps
 from wmtp.model.heads.linear import LinearHeads
 from wmtp.model.heads.parallel import ParallelHeads
-from wmtp.model.heads.sequential import SequentialHeads
+from wmtp.model.heads.sequential import Depth, SequentialHeads
+from wmtp.model.llama import Block
 from wmtp.model.multi_token import MultiTokenModel
 from wmtp.model.trunk import TrunkStates
 
@@ -54,15 +56,19 @@ class Drafter(ABC):
 
 
 def build_drafter(
-    model: MultiTokenModel, vocabulary: DraftVocabulary, rows: int, capacity: int
+    model: MultiTokenModel,
+    vocabulary: DraftVocabulary,
+    rows: int,
+    capacity: int,
+    steps: Steps = PLAIN_STEPS,
 ) -> Drafter | None:
     """What drafts with the model's heads; None if it has none."""
     heads = model.heads
     if isinstance(heads, SequentialHeads):
         of_context = TrunkFedDrafter if heads.shape.context == "trunk" else SequentialDrafter
-        return of_context(model, heads, vocabulary, rows, capacity)
+        return of_context(model, heads, vocabulary, rows, capacity, steps)
     if isinstance(heads, ParallelHeads):
-        return ParallelDrafter(model, heads, vocabulary, rows, capacity)
+        return ParallelDrafter(model, heads, vocabulary, rows, capacity, steps)
     if isinstance(heads, LinearHeads):
         return LinearDrafter(heads, vocabulary)
     return None
@@ -115,11 +121,15 @@ class Window:
         starts: the first row of each text.
         stops: the row after its last one.
         device: where the positions are needed.
+        steps: says the width.
     """
 
-    def __init__(self, starts: Sequence[int], stops: Sequence[int], device: torch.device) -> None:
+    def __init__(
+        self, starts: Sequence[int], stops: Sequence[int], device: torch.device, steps: Steps
+    ) -> None:
         self.starts = list(starts)
-        self.width = max(stop - start for start, stop in zip(starts, stops, strict=True))
+        longest = max(stop - start for start, stop in zip(starts, stops, strict=True))
+        self.width = steps.width(longest)
         rows = [
             [HOLE] * (self.width - (stop - start)) + list(range(start, stop))
             for start, stop in zip(starts, stops, strict=True)
@@ -145,6 +155,7 @@ class BlockDrafter(Drafter):
         vocabulary: what is drafted.
         rows: B, how many texts.
         capacity: rows of a text at first.
+        steps: run the blocks.
     """
 
     def __init__(
@@ -154,10 +165,14 @@ class BlockDrafter(Drafter):
         vocabulary: DraftVocabulary,
         rows: int,
         capacity: int,
+        steps: Steps,
     ) -> None:
-        self._model, self._vocabulary = model, vocabulary
+        self._model, self._vocabulary, self._steps = model, vocabulary, steps
         self._history = History(rows, capacity)
-        self._caches = [RowCache(model.trunk, 1, rows, capacity) for _ in range(depths)]
+        self._caches = [
+            RowCache(model.trunk, 1, rows, capacity, fixed=steps.are_compiled)
+            for _ in range(depths)
+        ]
         # rows that each head has made with tokens that are certain, of each text
         self._made = [[0] * rows for _ in range(depths)]
 
@@ -184,8 +199,9 @@ class ChainDrafter(BlockDrafter):
         vocabulary: DraftVocabulary,
         rows: int,
         capacity: int,
+        steps: Steps,
     ) -> None:
-        super().__init__(model, len(heads.chain), vocabulary, rows, capacity)
+        super().__init__(model, len(heads.chain), vocabulary, rows, capacity, steps)
         self._chain = heads.chain
         self._is_post_norm = heads.shape.hidden == "post_norm"
 
@@ -196,12 +212,23 @@ class ChainDrafter(BlockDrafter):
         self, index: int, embedded_BWD: Tensor, hidden_BWD: Tensor, positions_BW: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Rows of one depth; the logits of the last one, and what travels from all."""
-        cache = self._caches[index]
-        places = cache.append(positions_BW)
-        pre_BWD, post_BWD = self._chain[index](
-            embedded_BWD, hidden_BWD, places.rope, places.mask, cache.stack.layers[0]
+        depth, cache = self._chain[index], self._caches[index]
+        cache.reserve(positions_BW.shape[1])
+        pre_BWD, post_BWD = self._steps.run(
+            one_depth, depth, cache, embedded_BWD, hidden_BWD, positions_BW
         )
         return self._logits(post_BWD), post_BWD if self._is_post_norm else pre_BWD
+
+
+def one_depth(
+    depth: Depth, cache: RowCache, embedded_BWD: Tensor, hidden_BWD: Tensor, positions_BW: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Run rows of one depth, before and after its last norm."""
+    places = cache.append(positions_BW)
+    found: tuple[Tensor, Tensor] = depth(
+        embedded_BWD, hidden_BWD, places.rope, places.mask, cache.stack.layers[0]
+    )
+    return found
 
 
 @final
@@ -212,7 +239,7 @@ class SequentialDrafter(ChainDrafter):
         """Run the chain over the rows that a depth in use lacks, and over the last row."""
         stops = [len(text) - 1 for text in texts]
         starts = [min(rows) for rows in zip(*self._made[:count], strict=True)]
-        window = Window(starts, stops, self._model.device)
+        window = Window(starts, stops, self._model.device, self._steps)
         tokens_BW = window.tokens(texts, ahead=1)
         travelling_BWD = self._history.at(window.positions_BW)
         drafts: list[Tensor] = []
@@ -243,7 +270,7 @@ class TrunkFedDrafter(ChainDrafter):
         for index in range(count):
             made = self._made[index]
             self._caches[index].forget(made)
-            window = Window(made, stops, device)
+            window = Window(made, stops, device, self._steps)
             fed_BWD = self._history.at(window.positions_BW - 1)
             fed_BWD = fed_BWD.masked_fill(window.positions_BW.unsqueeze(2) <= 0, 0)
             embedded = [embed(window.tokens(texts, ahead=0)), *(one for one, _ in chain)]
@@ -259,6 +286,13 @@ class TrunkFedDrafter(ChainDrafter):
         return drafts
 
 
+def one_head(head: Block, cache: RowCache, state_BWD: Tensor, positions_BW: Tensor) -> Tensor:
+    """Run rows of a head of its own."""
+    places = cache.append(positions_BW)
+    hidden_BWD: Tensor = head(state_BWD, places.rope, places.mask, cache.stack.layers[0])
+    return hidden_BWD
+
+
 @final
 class ParallelDrafter(BlockDrafter):
     """Heads side by side, each on the trunk's state and on its own earlier rows."""
@@ -270,8 +304,9 @@ class ParallelDrafter(BlockDrafter):
         vocabulary: DraftVocabulary,
         rows: int,
         capacity: int,
+        steps: Steps,
     ) -> None:
-        super().__init__(model, len(heads.each), vocabulary, rows, capacity)
+        super().__init__(model, len(heads.each), vocabulary, rows, capacity, steps)
         self._heads = heads
 
     def _state(self, states: TrunkStates) -> Tensor:
@@ -282,11 +317,11 @@ class ParallelDrafter(BlockDrafter):
         stops = [len(text) - 1 for text in texts]
         drafts = []
         for index, head in enumerate(self._heads.each[:count]):
-            window = Window(self._made[index], stops, self._model.device)
+            window = Window(self._made[index], stops, self._model.device, self._steps)
             cache = self._caches[index]
-            places = cache.append(window.positions_BW)
+            cache.reserve(window.width)
             state_BWD = self._history.at(window.positions_BW)
-            hidden_BWD = head(state_BWD, places.rope, places.mask, cache.stack.layers[0])
+            hidden_BWD = self._steps.run(one_head, head, cache, state_BWD, window.positions_BW)
             drafts.append(pick(self._logits(hidden_BWD)))
             self._made[index] = stops
         return drafts

@@ -7,6 +7,7 @@ from typing import final
 from torch import Tensor
 
 from wmtp.model.decoding.row_cache import RowCache
+from wmtp.model.decoding.steps import PLAIN_STEPS, Steps
 from wmtp.model.llama import LlamaTrunk
 from wmtp.model.trunk import Trunk, TrunkStates
 
@@ -36,7 +37,7 @@ class Reader(ABC):
         """
 
 
-def build_reader(trunk: Trunk, rows: int, capacity: int) -> Reader:
+def build_reader(trunk: Trunk, rows: int, capacity: int, steps: Steps = PLAIN_STEPS) -> Reader:
     """A reader for so many texts.
 
     Raises:
@@ -44,25 +45,34 @@ def build_reader(trunk: Trunk, rows: int, capacity: int) -> Reader:
         ValueError: it cannot read several texts at once.
     """
     if isinstance(trunk, LlamaTrunk):
-        return LlamaReader(trunk, rows, capacity)
+        return LlamaReader(trunk, rows, capacity, steps)
     if rows > 1:
         raise ValueError("a foreign trunk reads one text at a time")
     return ForeignReader(trunk, capacity)
+
+
+def read_on(
+    trunk: LlamaTrunk, cache: RowCache, tokens_BS: Tensor, positions_BS: Tensor
+) -> TrunkStates:
+    """Run a trunk over tokens that stand behind those in the cache."""
+    places = cache.append(positions_BS)
+    states: TrunkStates = trunk(trunk.embed(tokens_BS), places, cache.stack)
+    return states
 
 
 @final
 class LlamaReader(Reader):
     """Our own trunk, which takes positions and masks of each text by itself."""
 
-    def __init__(self, trunk: LlamaTrunk, rows: int, capacity: int) -> None:
-        self._trunk = trunk
-        self._cache = RowCache(trunk, trunk.shape.num_layers, rows, capacity)
+    def __init__(self, trunk: LlamaTrunk, rows: int, capacity: int, steps: Steps) -> None:
+        self._trunk, self._steps = trunk, steps
+        layers, fixed = trunk.shape.num_layers, steps.are_compiled
+        self._cache = RowCache(trunk, layers, rows, capacity, fixed=fixed)
 
     def read(self, tokens_BS: Tensor, positions_BS: Tensor) -> TrunkStates:
         """Run the blocks over the tokens."""
-        places = self._cache.append(positions_BS)
-        states: TrunkStates = self._trunk(self._trunk.embed(tokens_BS), places, self._cache.stack)
-        return states
+        self._cache.reserve(tokens_BS.shape[1])
+        return self._steps.run(read_on, self._trunk, self._cache, tokens_BS, positions_BS)
 
     def forget(self, lengths: Sequence[int], dropped: int) -> None:
         """Make holes of what is behind the lengths."""

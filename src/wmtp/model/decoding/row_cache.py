@@ -11,7 +11,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from wmtp.model.kv_cache import KVCache
+from wmtp.model.kv_cache import FixedKVCache, KVCache
 from wmtp.model.trunk import Positions, Trunk
 
 HOLE = -1
@@ -26,43 +26,65 @@ class RowCache:
         num_layers: how many layers.
         rows: B, how many texts.
         capacity: slots at first; more are made when positions without holes do not fit.
+        fixed: let all steps of as many positions have the same shapes, so that they can be
+            compiled: queries then look at all slots through a mask.
     """
 
-    def __init__(self, trunk: Trunk, num_layers: int, rows: int, capacity: int) -> None:
-        self.stack = KVCache(num_layers, capacity)
+    def __init__(
+        self, trunk: Trunk, num_layers: int, rows: int, capacity: int, *, fixed: bool = False
+    ) -> None:
+        device = trunk.embedding_VD.device
+        self.stack: KVCache | FixedKVCache = (
+            FixedKVCache(num_layers, capacity, device) if fixed else KVCache(num_layers, capacity)
+        )
         self._rope = trunk.rope
-        self.slots_BT = torch.full((rows, capacity), HOLE, device=trunk.embedding_VD.device)
+        self.slots_BT = torch.full((rows, capacity), HOLE, device=device)
         self.used = 0
-        self._has_holes = rows > 1
+        self._has_holes = fixed or rows > 1
+
+    @property
+    def is_allocated(self) -> bool:
+        """Whether keys and values have their memory, which the first step takes."""
+        return self.stack.is_allocated
+
+    def reserve(self, added: int) -> None:
+        """Make room for the next positions, of which ``append`` then tells."""
+        if self.used + added > self.slots_BT.shape[1]:
+            self._close_up(added)
+        self.used += added
+        if isinstance(self.stack, FixedKVCache):
+            self.stack.reserve(added)
 
     def append(self, positions_BS: Tensor) -> Positions:
-        """Take slots for new positions; their rotations, and what their queries may see.
+        """Put new positions into their slots; their rotations, and what their queries may see.
 
         Args:
             positions_BS: of each new token in its text, ``HOLE`` where there is none; such a query
-                sees itself alone, so that nothing in it becomes a NaN.
+                sees itself alone, so that nothing in it becomes a NaN. As many as were reserved.
         """
-        added = positions_BS.shape[1]
-        if self.used + added > self.slots_BT.shape[1]:
-            self._close_up(added)
-        start, end = self.used, self.used + added
-        self.slots_BT[:, start:end] = positions_BS
-        self.used = end
         # no position is beyond the slots, because those before it are held
         cos, sin = self._rope.positions(0, self.slots_BT.shape[1], positions_BS.device)
         real_BS = positions_BS.clamp(min=0)
         rope = cos[real_BS].unsqueeze(1), sin[real_BS].unsqueeze(1)
-        return Positions(rope, self._mask(positions_BS, start, end), None, start)
+        return Positions(rope, self._mask(positions_BS), None, 0)
 
-    def _mask(self, positions_BS: Tensor, start: int, end: int) -> Tensor | None:
+    def _mask(self, positions_BS: Tensor) -> Tensor | None:
         """Bool ``[B, 1, S, T]``; None where that is everything, or plainly what came before."""
-        added = end - start
-        if not self._has_holes and (added == 1 or start == 0):
-            return None
-        slots_B1T = self.slots_BT[:, None, :end]
+        added = positions_BS.shape[1]
+        if isinstance(self.stack, FixedKVCache):
+            slots_BT = self.slots_BT
+            new_S = self.stack.next_slot + torch.arange(added, device=positions_BS.device)
+            slots_BT.index_copy_(1, new_S, positions_BS)
+        else:
+            start = self.used - added
+            slots_BT = self.slots_BT[:, : self.used]
+            slots_BT[:, start:] = positions_BS
+            if not self._has_holes and (added == 1 or start == 0):
+                return None
+            new_S = torch.arange(start, self.used, device=positions_BS.device)
+        slots_B1T = slots_BT[:, None]
         seen_BST = (slots_B1T >= 0) & (slots_B1T <= positions_BS[:, :, None])
-        itself_ST = torch.ones(added, end, dtype=torch.bool, device=seen_BST.device)
-        itself_ST = itself_ST.tril(start).triu(start)
+        itself_ST = new_S[:, None] == torch.arange(slots_BT.shape[1], device=new_S.device)
         return (seen_BST | itself_ST).unsqueeze(1)
 
     def forget(self, lengths: Sequence[int], dropped: int = 0) -> None:
@@ -75,9 +97,8 @@ class RowCache:
         self.used = self.used - dropped if self._has_holes else lengths[0]
         self.stack.crop(self.used)
         if self._has_holes:
-            used_BT = self.slots_BT[:, : self.used]
-            lengths_B1 = torch.tensor(lengths, device=used_BT.device)[:, None]
-            used_BT.masked_fill_(used_BT >= lengths_B1, HOLE)
+            lengths_B1 = torch.tensor(lengths, device=self.slots_BT.device)[:, None]
+            self.slots_BT.masked_fill_(self.slots_BT >= lengths_B1, HOLE)
 
     def _close_up(self, added: int) -> None:
         """Move what is held to the front, and make more slots if that is not enough."""
@@ -89,5 +110,9 @@ class RowCache:
             capacity = 2 * capacity + added
         slots_BT = torch.full_like(self.slots_BT[:, :1], HOLE).expand(-1, capacity).clone()
         slots_BT[:, :longest] = self.slots_BT.gather(1, order_BT)
-        self.slots_BT, self.used = slots_BT, longest
+        if capacity == self.slots_BT.shape[1]:
+            self.slots_BT.copy_(slots_BT)
+        else:
+            self.slots_BT = slots_BT
+        self.used = longest
         self.stack.close_up(order_BT, capacity)
