@@ -1,6 +1,6 @@
 """Greedy texts with drafts are those without: 200 prompts of 512 tokens for each kind of heads.
 
-    python benchmarks/greedy_equality.py                       # ten minutes on two cores
+    python benchmarks/greedy_equality.py                       # twenty minutes on two busy cores
     python benchmarks/greedy_equality.py --model runs/NAME/final --prompts 20
 
 Without ``--model`` small models of every kind of heads first learn the bytes of Python's own
