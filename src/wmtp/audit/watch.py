@@ -116,6 +116,12 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 held[life.part] += life.bytes
         return held
 
+    def dtypes_by_part(self) -> dict[Part, tuple[str, ...]]:
+        """What floating-point numbers each part ever held."""
+        found = {(life.part, life.made_for.dtype) for life in self._lives}
+        floats = sorted((part, dtype) for part, dtype in found if "float" in dtype)
+        return {part: tuple(dtype for p, dtype in floats if p == part) for part in PARTS}
+
     def peak_of_steps(self) -> tuple[int, ...]:
         """The peak of step 0, 1, ..."""
         return tuple(self._peak_of_steps.get(step, 0) for step in range(self.step + 1))
