@@ -35,7 +35,7 @@ _kept: list[Any] = []
 
 
 def why_not() -> str | None:
-    """What keeps this machine from pretending, None if nothing does; a Mac needs not to."""
+    """What keeps this machine from pretending, None if nothing does; a Mac has no need to."""
     if sys.platform == "darwin":
         return None
     minor = ".".join(torch.__version__.split(".")[:2])

@@ -5,6 +5,8 @@ checkpointing, clipping and the optimizer are those of a real run. What a step w
 device, and how much memory it would hold, comes out exactly; how long it takes does not.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.optim import Optimizer
@@ -52,21 +54,33 @@ def simulate_here(
     """
     device = describe_device(device_type, settings.config.devices.mixed_precision)
     run, inner = (run_stage1, learn_values) if stage1 else (run_steps, learn)
-    with FakeTensorMode(), Watch(device_type, inner.__code__) as watch:
+    watch = Watch(device_type, inner.__code__)
+    with FakeTensorMode(), watch:
         job = build_job(settings, device, steps, scores_cached=scores_cached, vocab_size=vocab_size)
         run(job, watch, steps)
     modules = [job.model, *([] if job.value_head is None else [job.value_head])]
-    return Trace(
-        device_type=device_type,
-        steps=steps,
-        peak_bytes=watch.peak_bytes,
-        peak_by_part=watch.peak_by_part(),
-        peak_of_steps=watch.peak_of_steps(),
-        operations=watch.operations(),
-        largest_tensors=watch.largest(),
-        dtypes_by_part=watch.dtypes_by_part(),
-        parameters=sum(p.numel() for module in modules for p in module.parameters()),
-    )
+    return watch.trace(sum(p.numel() for module in modules for p in module.parameters()))
+
+
+def observe(step: Callable[[], object], *, device_type: Kind, steps: int = STEPS) -> Trace:
+    """What calls of any function do, on tensors without numbers; each counts as a micro-batch.
+
+    Args:
+        step: a plain function; what it makes on the device is all that is seen.
+        device_type: which tensors count.
+        steps: how often it is called.
+    """
+    watch = Watch(device_type, called.__code__)
+    with FakeTensorMode(), watch:
+        for number in range(1, steps + 1):
+            watch.begin_step(number)
+            called(step)
+    return watch.trace(parameters=0)
+
+
+def called(step: Callable[[], object]) -> None:
+    """Call it: what this frame is above of counts as a micro-batch."""
+    step()
 
 
 def run_steps(job: Job, watch: Watch, steps: int) -> None:

@@ -20,7 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from wmtp.audit.trace import PARTS, Allocation, Form, Operation, Part
+from wmtp.audit.trace import PARTS, Allocation, Form, Operation, Part, Trace
 
 LARGEST_KEPT = 8
 """Of each part, in a report."""
@@ -100,6 +100,20 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self._alive[tensor.untyped_storage()._cdata].part = part
 
     # what was seen ----------------------------------------------------------------------------
+
+    def trace(self, parameters: int) -> Trace:
+        """Everything so far."""
+        return Trace(
+            device_type=self.device_type,
+            steps=self.step,
+            peak_bytes=self.peak_bytes,
+            peak_by_part=self.peak_by_part(),
+            peak_of_steps=self.peak_of_steps(),
+            operations=self.operations(),
+            largest_tensors=self.largest(),
+            dtypes_by_part=self.dtypes_by_part(),
+            parameters=parameters,
+        )
 
     def operations(self) -> tuple[Operation, ...]:
         """Every kind of call so far, in the order of the first of each."""
