@@ -122,6 +122,15 @@ class Device:
         return self.compute_dtype if self.kind == "cuda" else None
 
     @property
+    def tiled_attention(self) -> bool:
+        """Whether attention is to be made in tiles, for want of a fused kernel that spares memory.
+
+        With gradients MPS falls to a path that keeps two tensors of ``B * N * S * T`` numbers, and
+        without them its kernel still returns one.
+        """
+        return self.kind == "mps"
+
+    @property
     def sum_dtype(self) -> torch.dtype:
         """The widest float there is, for sums over many targets; Apple's chips lack float64."""
         return torch.float32 if self.kind == "mps" else torch.float64
