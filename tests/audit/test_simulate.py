@@ -28,7 +28,7 @@ def test_nothing_is_allocated_for_a_model_of_hundreds_of_millions() -> None:
     settings = toy_settings(trunk=wide, max_length=64)
     device = describe_device("cpu", "fp32")
     with FakeTensorMode(), Watch("cpu", learn.__code__) as watch:
-        job = build_job(settings, device, 1, scores_cached=True, vocab_size=None)
+        job = build_job(settings, device, 1)
         assert job.model.num_parameters > 800_000_000
         assert watch.live_bytes == 4 * job.model.num_parameters
 
@@ -63,7 +63,7 @@ def test_simulated_memory_is_that_of_real_steps_to_the_byte(settings: Settings) 
 
     def watched() -> Watch:
         with Watch("cpu", learn.__code__) as watch:
-            job = build_job(settings, device, 2, scores_cached=True, vocab_size=None)
+            job = build_job(settings, device, 2)
             run_steps(job, watch, 2)
         return watch
 

@@ -16,9 +16,8 @@ from wmtp.audit.trace import Part, Trace
 from wmtp.opening.model import trunk_shape
 from wmtp.runtime.device import describe_device
 
-TILED_FROM: int | None = None
-"""Rows of so many tokens and more never have a matrix ``[T, T]``; None while attention keeps
-them."""
+TILED_FROM = 1024
+"""Rows of so many tokens and more never have a matrix ``[T, T]`` of attention."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +116,7 @@ def run_audit(
     report: Callable[[CaseResult], None] | None = None,
     *,
     rules: Sequence[Rule] = RULES,
-    tiled_from: int | None = TILED_FROM,
+    tiled_from: int = TILED_FROM,
 ) -> AuditResult:
     """Take three training steps of each case on a simulated MPS device and hold them to the rules.
 
@@ -143,6 +142,7 @@ def run_audit(
             one.settings,
             PRETENDED,
             scores_cached=one.scores_cached,
+            tiled_attention=one.tiled_attention,
             stage1=one.stage1,
             strict=True,
         )
@@ -157,7 +157,7 @@ def run_audit(
 
 
 def judge(
-    case: Case, outcome: Trace | Failed, rules: Sequence[Rule], tiled_from: int | None
+    case: Case, outcome: Trace | Failed, rules: Sequence[Rule], tiled_from: int
 ) -> CaseResult:
     """What the rules say of one case."""
     if isinstance(outcome, Failed):
