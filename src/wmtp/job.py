@@ -206,6 +206,12 @@ def assembled(
         device.seed(config.devices.seed)
         model = open_model(settings, tokenizer, checkpoint)
         model.set_gradient_checkpointing(recipe.train.gradient_checkpointing)
+        model.set_tiled_attention(device.tiled_attention)
+        if not model.trunk.attention_is_lean and not recipe.train.gradient_checkpointing:
+            report(
+                "this trunk's attention keeps the scores of all pairs of positions on this device: "
+                "train.gradient_checkpointing: true makes them anew instead"
+            )
         if recipe.train.freeze == "trunk":
             model.freeze_trunk()
         if config.devices.use_torch_compile:
