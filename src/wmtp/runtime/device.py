@@ -194,6 +194,27 @@ class Device:
                 )
             torch.cuda.set_device(local_rank)
 
+    def check_training(self, *, sliced: bool, compiled: bool) -> None:
+        """Refuse what cannot be trained with here, before anything is loaded.
+
+        Raises:
+            DeviceError: the model is to be in slices (``devices.fsdp``), or compiled in 16 bits,
+                and this is MPS.
+        """
+        if self.kind != "mps":
+            return
+        if sliced:
+            raise DeviceError(
+                "devices.fsdp.enabled is true, but the device is mps, which trains in a single "
+                "process: there is nothing to slice. Set devices.fsdp.enabled: false."
+            )
+        if compiled and self.precision != "fp32":
+            raise DeviceError(
+                f"devices.use_torch_compile is true with {self.precision} on mps, whose compiled "
+                "graphs fail on mixed dtypes. Set use_torch_compile: false, or mixed_precision: "
+                "fp32."
+            )
+
     def is_out_of_memory(self, error: RuntimeError) -> bool:
         """Whether an error says that an allocation failed; less memory may still be had."""
         if isinstance(error, torch.OutOfMemoryError):
@@ -208,6 +229,21 @@ class Device:
             torch.cuda.empty_cache()
         elif self.kind == "mps":
             torch.mps.empty_cache()
+
+    def memory_pressure(self) -> float | None:
+        """How much the driver holds, as a share of what the system recommends to hold at most.
+
+        None where nothing is recommended: there memory that runs out fails at once, while a Mac
+        begins to swap long before.
+        """
+        if self.kind != "mps":
+            return None
+        return torch.mps.driver_allocated_memory() / torch.mps.recommended_max_memory()
+
+    def free_scratch(self) -> None:
+        """Wait, where scratch memory of finished work is given back only to one who waits."""
+        if self.kind == "mps":
+            torch.mps.synchronize()
 
     def synchronize(self) -> None:
         """Wait until the device has done everything it was given, as timing needs it."""
