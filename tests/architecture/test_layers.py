@@ -17,7 +17,7 @@ LAYERS = [
     {"cli"},
     {"launch"},
     {"evaluate", "dry_run", "score"},
-    {"train"},
+    {"train", "audit"},
     {"stage1", "step"},
     {"state", "job", "average", "sync", "config_check"},
     {"opening"},
