@@ -55,6 +55,7 @@ def build_job(
     with torch.device(device.torch_device):
         model = build_model(settings, vocab_size)
     model.set_gradient_checkpointing(recipe.train.gradient_checkpointing)
+    model.set_tiled_attention(device.tiled_attention)
     model.set_dropout(recipe.model.dropout)
     if recipe.train.freeze == "trunk":
         model.freeze_trunk()

@@ -14,7 +14,7 @@ from wmtp.audit.trace import Trace
 from wmtp.audit.watch import Watch
 from wmtp.config import Settings
 from wmtp.job import Job
-from wmtp.runtime.device import Kind, describe_device
+from wmtp.runtime.device import Device, Kind, describe_device
 from wmtp.state import Moving
 from wmtp.step import Feed, learn, set_in_motion, take_step
 
@@ -29,6 +29,7 @@ def simulate(
     steps: int = STEPS,
     scores_cached: bool = True,
     vocab_size: int | None = None,
+    device: Device | None = None,
 ) -> Trace:
     """Take the first training steps of a run without its numbers.
 
@@ -39,11 +40,13 @@ def simulate(
         steps: how many; at least 2 to see the optimizer's state at the peak.
         scores_cached: rho1's reference scores come with the data; False runs the reference.
         vocab_size: of the tokenizer, where it is known; else found as a run would find it.
+        device: what is best there, if not what a run would take for it.
 
     Raises:
         WmtpError: a config or tokenizer that the sizes depend on cannot be read.
     """
-    device = describe_device(device_type, settings.config.devices.mixed_precision)
+    if device is None:
+        device = describe_device(device_type, settings.config.devices.mixed_precision)
     with FakeTensorMode(), Watch(device_type, learn.__code__) as watch:
         job = build_job(settings, device, steps, scores_cached=scores_cached, vocab_size=vocab_size)
         run_steps(job, watch, steps)
