@@ -2,7 +2,7 @@
 # make test   set up, then lint, type check and test
 # make faults kill, damage and starve real runs for half an hour; GROUP=kills for one group
 # make audit  every kind of training step on a simulated Apple GPU, and large models' peaks
-# make bench  measure the loss against other ways to compute it
+# make bench  measure loss and attention against other ways, memory against its prediction
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -63,6 +63,8 @@ audit: $(VENV)/.test
 bench: $(VENV)/.test
 	$(BIN)/python benchmarks/loss.py
 	$(BIN)/python benchmarks/greedy_equality.py
+	$(BIN)/python benchmarks/attention.py
+	$(BIN)/python benchmarks/memory.py --once
 
 clean:
 	rm -rf $(VENV) .cache runs .pytest_cache .mypy_cache .ruff_cache

@@ -144,6 +144,14 @@ CRITIC = {
 # Every command and option that reads a file, by what kind of thing it reads. A command that is not
 # here fails test_every_command_has_its_rows.
 SLOTS: dict[str, dict[str, tuple[str, Callable[[Path], list[Any]]]]] = {
+    "plan": {
+        "--recipe": ("settings", lambda w: ["--recipe", w / "settings.yaml"]),
+        "--config": (
+            "settings",
+            lambda w: [*settings(w, {}, from_scratch(w)), "--config", w / "settings.yaml"],
+        ),
+        "data.tokenizer": ("tokenizer", lambda w: settings(w, {}, from_scratch(w))),
+    },
     "train": {
         "--recipe": ("settings", lambda w: ["--recipe", w / "settings.yaml"]),
         "--config": (

@@ -5,7 +5,9 @@ import time
 from dataclasses import dataclass
 from datetime import timedelta
 
+from wmtp.errors import DeviceError
 from wmtp.job import Job
+from wmtp.memory_plan import Prediction, predict
 from wmtp.state import checkpoint_bytes, model_bytes
 from wmtp.step import learn, set_in_motion, share_of, trained, update
 from wmtp.train import is_due
@@ -18,7 +20,9 @@ class Plan:
     Attributes:
         micro_batch_seconds: forward, loss and backward of one micro-batch, the second of two.
         update_seconds: clipping and the optimizer.
-        peak_memory_bytes: measured, optimizer state included.
+        peak_memory_bytes: measured, optimizer state included; what the process held before
+            counts as well where there is no device but the CPU.
+        predicted: what tensors hold at the peak, simulated; None where ranks share the run.
         disk_bytes: checkpoints that are kept at once, one more while it is written, final/ and
             average/.
         has_stage1: a value head is trained first, which is not tried here.
@@ -36,6 +40,7 @@ class Plan:
     micro_batch_seconds: float
     update_seconds: float
     peak_memory_bytes: int
+    predicted: Prediction | None
     disk_bytes: int
     evaluations: int
     reference: str
@@ -63,9 +68,31 @@ class Plan:
             f"step time        {self.step_seconds:.2f} s "
             f"({self.micro_batches} x {self.micro_batch_seconds:.2f} + {self.update_seconds:.2f})",
             f"peak memory      {self.peak_memory_bytes / 2**20:,.0f} MiB measured",
+            *([] if self.predicted is None else [f"                 {self.predicted.line()}"]),
             f"disk             {self.disk_bytes / 2**20:,.0f} MiB for checkpoints and results",
             f"time to finish   {left} without {uncounted}",
         ]
+
+    def time_lines(self) -> list[str]:
+        """The part about time."""
+        names = ("steps ", "step time", "time to finish")
+        return [line for line in self.lines() if line.startswith(names)]
+
+    def refuse_longer_than(self, hours: float) -> None:
+        """Refuse a run that does not end in time.
+
+        Raises:
+            DeviceError: says how many steps do.
+        """
+        steps = int(hours * 3600 / self.step_seconds)
+        if steps < self.steps:
+            raise DeviceError(
+                f"the run would take {self.steps * self.step_seconds / 3600:.2f} hours, and there "
+                f"are {hours:g}. Set train.max_steps: {steps}, or train a smaller model."
+                if steps
+                else f"a single step takes {self.step_seconds:.1f} s, longer than the {hours:g} "
+                "hours there are. Train a smaller model."
+            )
 
 
 def make_plan(job: Job) -> Plan:
@@ -103,6 +130,14 @@ def make_plan(job: Job) -> Plan:
         micro_batch_seconds=forward_backward,
         update_seconds=updating,
         peak_memory_bytes=device.peak_memory_bytes(),
+        predicted=predict(
+            settings,
+            device.kind,
+            scores_cached=job.reference is None,
+            vocab_size=job.tokenizer.vocab_size,
+        )
+        if job.ranks.count == 1
+        else None,
         disk_bytes=saved * (checkpoints.keep_last + 1) + results * model_bytes(job.model),
         evaluations=sum(
             is_due(step, recipe.train.eval_interval) for step in range(1, job.max_steps + 1)

@@ -26,10 +26,11 @@ from wmtp.config_check import changes_since
 from wmtp.distributed.ranks import Ranks, joined_ranks, launched_ranks
 from wmtp.dry_run import make_plan
 from wmtp.errors import CheckpointError, ConfigError, DeviceError
-from wmtp.job import assembled
+from wmtp.job import assembled, open_device
+from wmtp.memory_plan import plan_memory
 from wmtp.opening.checks import check_start
 from wmtp.runtime.console import Console
-from wmtp.runtime.device import choose_device
+from wmtp.runtime.device import available_kinds, memory_limit
 from wmtp.runtime.lock import hold_rank_lock, hold_run_lock, no_rank_left
 from wmtp.runtime.metrics import read_metrics
 from wmtp.runtime.run_folder import RunFolder, create_run_folder, open_run_folder
@@ -82,8 +83,7 @@ def joined(settings: Settings) -> Iterator[Ranks]:
         DeviceError: the device is not there, is not for several ranks, or they cannot be met.
         LostRankError: one of them ended.
     """
-    devices = settings.config.devices
-    device = choose_device(devices.compute_backend, devices.mixed_precision)
+    device = open_device(settings)
     _, count, local = launched_ranks()
     if count > 1:
         device.join(local)
@@ -255,6 +255,52 @@ def newest_here_or_brought(
                     f"that one instead, stop now and move {folder.checkpoints} away."
                 )
     return here, refused
+
+
+def plan_ahead(
+    settings: Settings, *, memory: float | None, hours: float | None, measure: bool
+) -> None:
+    """Tell what a run would hold and how long it would take, on this machine or another.
+
+    Args:
+        settings: what was asked for.
+        memory: GiB of the machine or GPU it is for; None asks this one.
+        hours: how long it may take; None takes any.
+        measure: time a few steps, if the device is here.
+
+    Raises:
+        DeviceError: it does not fit into memory or time; names what would.
+        WmtpError: something that was asked for is refused.
+    """
+    check_start(settings)
+    wanted, here = settings.config.devices.compute_backend, available_kinds()
+    kind = here[0] if wanted == "auto" else wanted
+    needs_reference = "reference_ce" in settings.recipe.weighting.needs
+    found = plan_memory(settings, kind, memory_limit(kind, memory))
+    console = Console()
+    for line in found.lines():
+        console.result(line)
+    if needs_reference:
+        console.result("                 reference scores of wmtp data score would save its share")
+    found.refuse()
+    if not measure or kind not in here:
+        why = "--no-measure" if kind in here else f"this machine has no {kind}"
+        console.result(f"time to finish   not measured: {why}")
+        if hours is not None:
+            raise DeviceError(
+                f"--hours cannot be judged without measuring ({why}). Run wmtp plan on the machine "
+                "that is to train."
+            )
+        return
+    with (
+        joined(settings) as ranks,
+        assembled(settings, console.line, ranks=ranks, keep_shards=False) as job,
+    ):
+        timed = make_plan(job)
+    for line in timed.time_lines():
+        console.result(line)
+    if hours is not None:
+        timed.refuse_longer_than(hours)
 
 
 def plan(settings: Settings) -> None:

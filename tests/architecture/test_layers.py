@@ -17,6 +17,7 @@ LAYERS = [
     {"cli"},
     {"launch"},
     {"evaluate", "dry_run", "score"},
+    {"memory_plan"},
     {"train", "audit"},
     {"stage1", "step"},
     {"state", "job", "average", "sync", "config_check"},

@@ -17,7 +17,7 @@ from wmtp.audit.watch import Watch
 from wmtp.config import Settings
 from wmtp.job import Job
 from wmtp.optim import Optimizers
-from wmtp.runtime.device import Kind, describe_device
+from wmtp.runtime.device import Device, Kind, describe_device
 from wmtp.stage1.frozen_states import FrozenStates
 from wmtp.stage1.loop import WHOLE_DOCUMENTS_BYTES, learn_values, value_optimizers
 from wmtp.stage1.measure import batch_loss
@@ -38,6 +38,7 @@ def simulate_here(
     vocab_size: int | None = None,
     tiled_attention: bool | None = None,
     stage1: bool = False,
+    device: Device | None = None,
 ) -> Trace:
     """Take the first training steps of a run without its numbers, in this process.
 
@@ -50,11 +51,13 @@ def simulate_here(
         vocab_size: of the tokenizer, where it is known; else found as a run would find it.
         tiled_attention: attention is made in tiles; None as the device likes it.
         stage1: take steps of the critic's stage 1, in which the value head learns.
+        device: what is best there, if not what a run would take for it.
 
     Raises:
         WmtpError: a config or tokenizer that the sizes depend on cannot be read.
     """
-    device = describe_device(device_type, settings.config.devices.mixed_precision)
+    if device is None:
+        device = describe_device(device_type, settings.config.devices.mixed_precision)
     run, inner = (run_stage1, learn_values) if stage1 else (run_steps, learn)
     watch = Watch(device_type, inner.__code__)
     with FakeTensorMode(), watch:

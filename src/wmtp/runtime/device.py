@@ -8,11 +8,12 @@ import resource
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar, final
 
 import numpy as np
+import psutil
 import torch
 from torch import Tensor
 
@@ -105,6 +106,10 @@ class Device:
     """In how many sizes a length that varies may come, where each new shape costs a compilation."""
     loss_kernel: bool = False
     """The loss's softmax step is one Triton kernel here."""
+    tiled_attention: bool = False
+    """Attention is to be made in tiles, for want of a fused kernel that spares memory: with
+    gradients MPS falls to a path that keeps two tensors of ``B * N * S * T`` numbers, and without
+    them its kernel still returns one."""
 
     @property
     def torch_device(self) -> torch.device:
@@ -125,15 +130,6 @@ class Device:
         return self.compute_dtype if self.kind == "cuda" else None
 
     @property
-    def tiled_attention(self) -> bool:
-        """Whether attention is to be made in tiles, for want of a fused kernel that spares memory.
-
-        With gradients MPS falls to a path that keeps two tensors of ``B * N * S * T`` numbers, and
-        without them its kernel still returns one.
-        """
-        return self.kind == "mps"
-
-    @property
     def sum_dtype(self) -> torch.dtype:
         """The widest float there is, for sums over many targets; Apple's chips lack float64."""
         return torch.float32 if self.kind == "mps" else torch.float64
@@ -152,6 +148,14 @@ class Device:
     def rounded_length(self, length: int, longest: int) -> int:
         """How many positions to compute where so many are needed: few lengths, or just those."""
         return rounded_up(length, longest, self.shape_parts)
+
+    def stand_in(self) -> "Device":
+        """The CPU with this device's habits, to simulate it where there is none.
+
+        Its kernels are the CPU's, which keep for the backward pass what the device's do, attention
+        in one piece no more than attention in tiles. Page-locked memory is left out.
+        """
+        return replace(self, kind="cpu", pin_memory=False, loss_kernel=False, tiled_attention=False)
 
     def loss_workspace(self, chunk_rows: int | None = None) -> Workspace:
         """Scratch memory of the loss as this device likes it; keep one for the run."""
@@ -205,6 +209,27 @@ class Device:
                 )
             torch.cuda.set_device(local_rank)
 
+    def check_training(self, *, sliced: bool, compiled: bool) -> None:
+        """Refuse what cannot be trained with here, before anything is loaded.
+
+        Raises:
+            DeviceError: the model is to be in slices (``devices.fsdp``), or compiled in 16 bits,
+                and this is MPS.
+        """
+        if self.kind != "mps":
+            return
+        if sliced:
+            raise DeviceError(
+                "devices.fsdp.enabled is true, but the device is mps, which trains in a single "
+                "process: there is nothing to slice. Set devices.fsdp.enabled: false."
+            )
+        if compiled and self.precision != "fp32":
+            raise DeviceError(
+                f"devices.use_torch_compile is true with {self.precision} on mps, whose compiled "
+                "graphs fail on mixed dtypes. Set use_torch_compile: false, or mixed_precision: "
+                "fp32."
+            )
+
     def is_out_of_memory(self, error: RuntimeError) -> bool:
         """Whether an error says that an allocation failed; less memory may still be had."""
         if isinstance(error, torch.OutOfMemoryError):
@@ -219,6 +244,21 @@ class Device:
             torch.cuda.empty_cache()
         elif self.kind == "mps":
             torch.mps.empty_cache()
+
+    def memory_pressure(self) -> float | None:
+        """How much the driver holds, as a share of what the system recommends to hold at most.
+
+        None where nothing is recommended: there memory that runs out fails at once, while a Mac
+        begins to swap long before.
+        """
+        if self.kind != "mps":
+            return None
+        return torch.mps.driver_allocated_memory() / torch.mps.recommended_max_memory()
+
+    def free_scratch(self) -> None:
+        """Wait, where scratch memory of finished work is given back only to one who waits."""
+        if self.kind == "mps":
+            torch.mps.synchronize()
 
     def synchronize(self) -> None:
         """Wait until the device has done everything it was given, as timing needs it."""
@@ -327,6 +367,55 @@ class RecordedStep(Generic[Found]):
         return self._outputs
 
 
+@dataclass(frozen=True)
+class MemoryLimit:
+    """How much a run may be planned to hold.
+
+    Attributes:
+        bytes: the limit.
+        reason: what it is a share of, for a person.
+    """
+
+    bytes: int
+    reason: str
+
+
+_PLANNED_SHARE: dict[Kind, float] = {"mps": 0.75, "cuda": 0.9, "cpu": 0.9}
+"""The rest is for what allocators hold in reserve, and on MPS and the CPU for other programs."""
+
+_LARGEST_SMALL_MAC = 32 * 2**30
+
+
+def memory_limit(kind: Kind, machine_gibibytes: float | None = None) -> MemoryLimit | None:
+    """The most that a run on a kind of device should be planned to hold.
+
+    On MPS it is a share of what Metal recommends; of a Mac that is not this machine, that is two
+    thirds of its memory, or three quarters above 32 GiB.
+
+    Args:
+        kind: of device.
+        machine_gibibytes: memory of the Mac, of the GPU, or of the machine; None asks this one.
+
+    Returns:
+        None if nothing is given and this machine has no such device.
+    """
+    share = _PLANNED_SHARE[kind]
+    if machine_gibibytes is not None:
+        total = int(machine_gibibytes * 2**30)
+        if kind == "mps":
+            total = total * 3 // 4 if total > _LARGEST_SMALL_MAC else total * 2 // 3
+    elif kind not in available_kinds():
+        return None
+    elif kind == "mps":
+        total = torch.mps.recommended_max_memory()
+    elif kind == "cuda":
+        total = torch.cuda.get_device_properties(0).total_memory
+    else:
+        total = psutil.virtual_memory().total
+    whose = {"mps": "that Metal recommends", "cuda": "of the GPU", "cpu": "of the machine"}[kind]
+    return MemoryLimit(int(total * share), f"{share:.0%} of the {total / 2**30:.1f} GiB {whose}")
+
+
 def named_peak_flops(name: str) -> float | None:
     """Dense 16-bit FLOP/s of the CUDA chip of that name, None if it is not in the table.
 
@@ -365,7 +454,17 @@ def describe_device(kind: Kind, precision: Precision) -> Device:
         kernel = importlib.util.find_spec("triton") is not None  # not on every system
         return Device(kind, precision, True, False, True, 4096, 512 * MEBIBYTE, loss_kernel=kernel)
     if kind == "mps":
-        return Device(kind, precision, True, False, False, 2048, 256 * MEBIBYTE, shape_parts=4)
+        return Device(
+            kind,
+            precision,
+            True,
+            False,
+            False,
+            2048,
+            256 * MEBIBYTE,
+            shape_parts=4,
+            tiled_attention=True,
+        )
     # a chunk that stays near the caches: 256 to 512 rows measured best
     return Device(kind, precision, True, True, False, 512, 256 * MEBIBYTE)
 
