@@ -5,14 +5,14 @@ import sys
 import time
 import traceback
 
-from wmtp.cli import training, models, engines, runs, data  # isort: skip  # in the order of --help
+from wmtp.cli import training, models, engines, runs, machine, data  # isort: skip  # in the order of --help
 from wmtp.cli.apps import app
 from wmtp.distributed.launcher import end_with_the_launcher, is_launched
 from wmtp.errors import LostRankError, WmtpError
 from wmtp.runtime.stopping import end_in_order
 from wmtp.untrusted import printable
 
-__all__ = ["app", "data", "engines", "main", "models", "runs", "training"]
+__all__ = ["app", "data", "engines", "machine", "main", "models", "runs", "training"]
 
 NEWEST = "newest"
 """``--resume`` alone; as ``launch.NEWEST``, which is not imported for every command."""

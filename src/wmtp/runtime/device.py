@@ -228,6 +228,15 @@ class Device:
             with suppress(OSError):  # absent outside Linux, forbidden in some containers
                 Path("/proc/self/clear_refs").write_text("5")
 
+    def recommended_memory_bytes(self) -> int | None:
+        """Memory of the device that a run may take; None for the CPU, which shares the machine's.
+
+        On MPS what Metal recommends, about three quarters of the machine's.
+        """
+        if self.kind == "cuda":
+            return int(torch.cuda.get_device_properties(self.torch_device).total_memory)
+        return torch.mps.recommended_max_memory() if self.kind == "mps" else None
+
     def peak_flops(self) -> float | None:
         """Dense FLOP/s that the chip's maker names for ``precision``, None where none is known."""
         if self.kind != "cuda" or self.precision == "fp32":
