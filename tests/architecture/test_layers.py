@@ -20,7 +20,7 @@ LAYERS = [
     {"trial"},
     {"launch"},
     {"evaluate", "dry_run", "score"},
-    {"train"},
+    {"train", "audit"},
     {"stage1", "step"},
     {"state", "job", "average", "sync", "config_check"},
     {"opening"},

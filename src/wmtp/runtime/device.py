@@ -67,7 +67,7 @@ def choose_device(compute_backend: ComputeBackend, mixed_precision: Precision) -
             "Set devices.compute_backend: auto."
         )
     _check_precision(kind, mixed_precision)
-    return _describe(kind, mixed_precision)
+    return describe_device(kind, mixed_precision)
 
 
 def available_kinds() -> tuple[Kind, ...]:
@@ -313,7 +313,8 @@ def _check_precision(kind: Kind, precision: Precision) -> None:
         )
 
 
-def _describe(kind: Kind, precision: Precision) -> Device:
+def describe_device(kind: Kind, precision: Precision) -> Device:
+    """What is best on a kind of device, whether or not this machine has one."""
     if kind == "cuda":
         # fewer tokens than about 1024 in a chunk (times 4 heads) leave a big GPU waiting
         kernel = importlib.util.find_spec("triton") is not None  # not on every system

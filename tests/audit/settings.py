@@ -1,0 +1,47 @@
+"""Settings of models of a few thousand parameters, for simulated steps."""
+
+from typing import Any
+
+from wmtp.config import Config, Recipe, Settings
+from wmtp.weighting import find_weighting
+
+
+def toy_settings(
+    *,
+    trunk: dict[str, Any] | None = None,
+    heads: str = "sequential",
+    weighting: dict[str, Any] | None = None,
+    precision: str = "fp32",
+    checkpointing: bool = False,
+    optimizer: str = "adamw",
+    **train_data: Any,
+) -> Settings:
+    """Two layers of width 32, four heads, two micro-batches of two rows of 16."""
+    keys = dict(weighting or {"algorithm": "baseline-mtp"})
+    recipe = Recipe.model_validate(
+        {
+            "model": {
+                "vocab_size": 128,
+                "hidden_size": 32,
+                "num_layers": 2,
+                "num_heads": 4,
+                "heads": {"kind": heads, "horizon": 4},
+                **(trunk or {}),
+            },
+            "data": {
+                "train": {"sources": ["none.txt"], "max_length": 16, "batch_size": 2, **train_data}
+            },
+            "weighting": find_weighting(keys.pop("algorithm")).model_validate(keys),
+            "train": {
+                "max_steps": 3,
+                "gradient_accumulation": 2,
+                "gradient_checkpointing": checkpointing,
+            },
+            "optim": {"name": optimizer},
+        }
+    )
+    config = Config.model_validate({"devices": {"mixed_precision": precision}})
+    return Settings(config=config, recipe=recipe)
+
+
+GPT2 = {"kind": "hf", "architecture": "gpt2"}

@@ -1,0 +1,114 @@
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from wmtp.audit import PARTS, Trace, simulate
+from wmtp.audit.blueprint import build_job
+from wmtp.audit.simulate import run_steps
+from wmtp.audit.trace import trace_from_dict
+from wmtp.audit.watch import Watch
+from wmtp.config import Settings
+from wmtp.runtime.device import describe_device
+from wmtp.step import learn
+
+from .settings import GPT2, toy_settings
+
+
+@pytest.fixture(scope="module")
+def trace() -> Trace:
+    return simulate(toy_settings(), device_type="cpu", steps=2)
+
+
+def test_nothing_is_allocated_for_a_model_of_hundreds_of_millions() -> None:
+    medium = {
+        "vocab_size": 32000, "hidden_size": 1024, "num_layers": 24, "num_heads": 16,
+        "num_kv_heads": 4, "intermediate_size": 4096,
+    }  # fmt: skip
+    settings = toy_settings(trunk=medium, max_length=64)
+    device = describe_device("cpu", "fp32")
+    with FakeTensorMode(), Watch("cpu", learn.__code__) as watch:
+        job = build_job(settings, device, 1, scores_cached=True, vocab_size=None)
+        assert job.model.num_parameters > 440_000_000
+        assert watch.live_bytes == 4 * job.model.num_parameters
+
+
+def test_parts_add_up_to_the_peak(trace: Trace) -> None:
+    assert tuple(trace.peak_by_part) == PARTS
+    assert sum(trace.peak_by_part.values()) == trace.peak_bytes
+
+
+def test_weights_gradients_and_optimizer_are_counted_to_the_byte(trace: Trace) -> None:
+    numbers = 4 * trace.parameters
+    assert trace.peak_by_part["weights"] == numbers
+    assert trace.peak_by_part["gradients"] == numbers
+    states = trace.peak_by_part["optimizer"] - 2 * numbers
+    assert 0 < states < 4 * 100  # a step count for each tensor
+    assert trace.peak_by_part["activations"] > 0
+    assert trace.peak_by_part["loss"] > 0
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        toy_settings(),
+        toy_settings(checkpointing=True, precision="bf16", pack_sequences=False),
+        toy_settings(trunk=GPT2, heads="linear", weighting={"algorithm": "critic-wmtp"}),
+    ],
+    ids=["llama", "llama checkpointed bf16", "gpt2 critic"],
+)
+def test_simulated_memory_is_that_of_real_steps_to_the_byte(settings: Settings) -> None:
+    """Real numbers on real memory, watched in the same way."""
+    device = describe_device("cpu", settings.config.devices.mixed_precision)
+    device = replace(device, exact_counts=False)  # else shapes depend on numbers
+
+    def watched() -> Watch:
+        with Watch("cpu", learn.__code__) as watch:
+            job = build_job(settings, device, 2, scores_cached=True, vocab_size=None)
+            run_steps(job, watch, 2)
+        return watch
+
+    real = watched()
+    with FakeTensorMode():
+        fake = watched()
+    assert fake.peak_bytes == real.peak_bytes
+    assert fake.peak_by_part() == real.peak_by_part()
+
+
+def test_memory_that_is_let_go_is_not_counted() -> None:
+    """The check that the watch can tell: the same work, holding on to what it made."""
+    with Watch("cpu", learn.__code__) as watch:
+        for _ in range(5):
+            torch.zeros(1000)
+    assert (watch.peak_bytes, watch.live_bytes) == (4000, 0)
+    with Watch("cpu", learn.__code__) as watch:
+        held = [torch.zeros(1000).view(10, 100)[2:] for _ in range(5)]  # a view holds all of it
+    assert (watch.peak_bytes, watch.live_bytes) == (20000, 20000)
+    del held
+    assert watch.live_bytes == 0
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_checkpointing_lets_go_of_activations(checkpointing: bool, trace: Trace) -> None:
+    settings = toy_settings(checkpointing=checkpointing)
+    found = simulate(settings, device_type="cpu", steps=2).peak_by_part["activations"]
+    assert (found < trace.peak_by_part["activations"]) is checkpointing
+
+
+def test_a_reference_that_runs_is_there_and_a_cached_one_is_not() -> None:
+    settings = toy_settings(weighting={"algorithm": "rho1-wmtp"})
+
+    def held(cached: bool) -> int:
+        trace = simulate(settings, device_type="cpu", steps=1, scores_cached=cached)
+        return trace.peak_by_part["reference"]
+
+    assert held(True) == 0
+    assert held(False) > 0
+
+
+def test_a_trace_survives_json(trace: Trace) -> None:
+    values: dict[str, Any] = json.loads(json.dumps(trace.as_dict()))
+    assert trace_from_dict(values) == trace
