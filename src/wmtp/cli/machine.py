@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from wmtp.cli.apps import app
-from wmtp.cli.options import ConfigFile, Overrides, Profiles, Verbose, read_settings
+from wmtp.cli.options import ConfigFile, Overrides, Profiles, Verbose, note, read_settings
 from wmtp.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -73,13 +73,51 @@ def doctor(
             "seconds": round(seconds, 1),
             "findings": [finding.as_json() for finding in findings],
         }
-        write_json(json_file, content)
+        write_text(json_file, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     failures = [finding for finding in findings if finding.outcome == "failed"]
     for finding in failures:
         if finding.group == FILES and finding.refusal and finding.refusal.exit_code == 2:
             raise finding.refusal
     if failures:
         raise typer.Exit(1)
+
+
+@app.command()
+def bench(
+    report: Annotated[
+        Path | None, typer.Option("--report", help="File to write the figures to, as JSON.")
+    ] = None,
+    compare: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option("--compare", help="Measure nothing; print the second report over the first."),
+    ] = None,
+    verbose: Verbose = False,
+) -> None:
+    """Measure this machine: training, memory, the loss, decoding; some three minutes.
+
+    A report holds figures, the chip, the system and versions, and nothing of you: no names of
+    persons or machines, no paths. docs/mac-reports/README.md says where to send it.
+    """
+    if compare is not None:
+        if report is not None:
+            raise ConfigError("--compare measures nothing that --report could write: use one.")
+        from wmtp.bench.figures import comparison, read_report
+
+        for line in comparison(*map(read_report, compare)):
+            print(line)
+        return
+    if report is not None:
+        check_place(report, "--report")
+    from wmtp.runtime.environment import set_environment_before_torch
+
+    set_environment_before_torch()
+    from wmtp.bench.bench import run_bench
+
+    found = run_bench(note)
+    for line in found.lines():
+        print(line)
+    if report is not None:
+        write_text(report, found.text())
 
 
 def doctor_request(
@@ -127,10 +165,10 @@ def check_place(path: Path, option: str) -> None:
                           "folder that exists.")  # fmt: skip
 
 
-def write_json(path: Path, content: object) -> None:
+def write_text(path: Path, text: str) -> None:
     """Write a whole file or none."""
     from wmtp.runtime.durable import replace_file, storage_errors
 
     with storage_errors(f"{path} could not be written"):
-        replace_file(path, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
-    print(path, file=sys.stderr)
+        replace_file(path, text.encode())
+    note(str(path))

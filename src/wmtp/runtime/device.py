@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, final
 
 import numpy as np
+import psutil
 import torch
 from torch import Tensor
 
@@ -227,6 +228,23 @@ class Device:
         elif self.kind == "cpu":
             with suppress(OSError):  # absent outside Linux, forbidden in some containers
                 Path("/proc/self/clear_refs").write_text("5")
+
+    def held_memory_bytes(self) -> int:
+        """Memory that the run holds now: of the device where there is one, else of the process."""
+        if self.kind == "cuda":
+            return torch.cuda.memory_allocated()
+        if self.kind == "mps":
+            return torch.mps.driver_allocated_memory()
+        return psutil.Process().memory_info().rss
+
+    @property
+    def compile_is_trusted(self) -> bool:
+        """Whether ``devices.use_torch_compile`` may be expected to train as without it.
+
+        Inductor's Metal code is not tested for training, and mixing float32 with bfloat16 in it
+        has given wrong numbers.
+        """
+        return self.kind != "mps"
 
     def recommended_memory_bytes(self) -> int | None:
         """Memory of the device that a run may take; None for the CPU, which shares the machine's.

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,9 +59,14 @@ def chip_name() -> str:
 
 
 def system_name() -> str:
-    """``macOS 15.5 (arm64)``, or the kernel's name and version elsewhere."""
+    """``macOS 15.5 (arm64)``, or the kernel's name and version elsewhere.
+
+    Of the version the numbers alone: who builds a kernel may have put a name behind them.
+    """
     macos = platform.mac_ver()[0]
-    name = f"macOS {macos}" if macos else f"{platform.system()} {platform.release()}"
+    numbers = re.match(r"[\d.]*\d", platform.release())
+    version = numbers.group() if numbers else ""
+    name = f"macOS {macos}" if macos else f"{platform.system()} {version}".rstrip()
     return f"{name} ({platform.machine()})"
 
 
