@@ -16,16 +16,16 @@ def toy_settings(
     optimizer: str = "adamw",
     **train_data: Any,
 ) -> Settings:
-    """Two layers of width 32, four heads, two micro-batches of two rows of 16."""
+    """One layer of width 32, three heads, two micro-batches of two rows of 16."""
     keys = dict(weighting or {"algorithm": "baseline-mtp"})
     recipe = Recipe.model_validate(
         {
             "model": {
                 "vocab_size": 128,
                 "hidden_size": 32,
-                "num_layers": 2,
+                "num_layers": 1,
                 "num_heads": 4,
-                "heads": {"kind": heads, "horizon": 4},
+                "heads": {"kind": heads, "horizon": 3},
                 **(trunk or {}),
             },
             "data": {

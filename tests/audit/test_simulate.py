@@ -32,7 +32,7 @@ def test_nothing_is_allocated_for_a_model_of_hundreds_of_millions() -> None:
     device = describe_device("cpu", "fp32")
     with FakeTensorMode(), Watch("cpu", learn.__code__) as watch:
         job = build_job(settings, device, 1, scores_cached=True, vocab_size=None)
-        assert job.model.num_parameters > 440_000_000
+        assert job.model.num_parameters > 430_000_000
         assert watch.live_bytes == 4 * job.model.num_parameters
 
 
@@ -91,22 +91,16 @@ def test_memory_that_is_let_go_is_not_counted() -> None:
     assert watch.live_bytes == 0
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_checkpointing_lets_go_of_activations(checkpointing: bool, trace: Trace) -> None:
-    settings = toy_settings(checkpointing=checkpointing)
-    found = simulate(settings, device_type="cpu", steps=2).peak_by_part["activations"]
-    assert (found < trace.peak_by_part["activations"]) is checkpointing
+def test_checkpointing_lets_go_of_activations(trace: Trace) -> None:
+    saving = simulate(toy_settings(checkpointing=True), device_type="cpu", steps=2)
+    assert saving.peak_by_part["activations"] < trace.peak_by_part["activations"] / 2
 
 
-def test_a_reference_that_runs_is_there_and_a_cached_one_is_not() -> None:
+def test_a_reference_that_runs_is_held(trace: Trace) -> None:
     settings = toy_settings(weighting={"algorithm": "rho1-wmtp"})
-
-    def held(cached: bool) -> int:
-        trace = simulate(settings, device_type="cpu", steps=1, scores_cached=cached)
-        return trace.peak_by_part["reference"]
-
-    assert held(True) == 0
-    assert held(False) > 0
+    running = simulate(settings, device_type="cpu", steps=1, scores_cached=False)
+    assert running.peak_by_part["reference"] > 0
+    assert trace.peak_by_part["reference"] == 0
 
 
 def test_a_trace_survives_json(trace: Trace) -> None:

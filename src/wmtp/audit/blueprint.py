@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
 from wmtp.config import Recipe, Settings
+from wmtp.data.pairs import Pairs
 from wmtp.data.reference import Reference
 from wmtp.data.rows import DocumentRewards, Rows
 from wmtp.data.shards import Column, Manifest, Shards
@@ -31,8 +32,9 @@ from wmtp.model.value_head import ValueHead
 from wmtp.opening.data import open_tokenizer
 from wmtp.opening.model import heads_shape, trunk_shape
 from wmtp.opening.model_names import model_directory
+from wmtp.opening.rewards import ValueData
 from wmtp.runtime.device import Device
-from wmtp.weighting import find_critic
+from wmtp.weighting import Critic, find_critic
 
 
 def build_job(
@@ -227,6 +229,15 @@ def build_rows(recipe: Recipe, steps: int, *, with_scores: bool) -> Rows:
         if critic is None
         else DocumentRewards(np.ones(documents, np.float32), critic.spread),
     )
+
+
+def build_value_data(job: Job, critic: Critic) -> ValueData:
+    """Documents for stage 1, as many right as wrong; each as long as a row."""
+    rows = replace(job.train_rows, packed=False)
+    half = len(rows) // 2
+    ends = np.array([half])
+    pairs = Pairs(np.arange(half), half + np.arange(half), ends, ends)
+    return ValueData(rows, rows, pairs if critic.value_loss == "pairwise" else None)
 
 
 def one_word_tokenizer() -> TextTokenizer:

@@ -97,6 +97,7 @@ class Trace:
         peak_of_steps: the peak of each step; that of step 0 is of building the model.
         operations: every kind of call on tensors of the device, or that brought some there.
         largest_tensors: the largest pieces of memory of each part that were ever held.
+        dtypes_by_part: what floating-point numbers each part ever held, in order of their names.
         parameters: numbers of the model and the value head.
     """
 
@@ -107,6 +108,7 @@ class Trace:
     peak_of_steps: tuple[int, ...]
     operations: tuple[Operation, ...]
     largest_tensors: tuple[Allocation, ...]
+    dtypes_by_part: dict[Part, tuple[str, ...]]
     parameters: int
 
     @property
@@ -143,6 +145,7 @@ def trace_from_dict(values: dict[str, Any]) -> Trace:
             **values,
             "peak_of_steps": tuple(values["peak_of_steps"]),
             "operations": tuple(map(operation, values["operations"])),
+            "dtypes_by_part": {k: tuple(v) for k, v in values["dtypes_by_part"].items()},
             "largest_tensors": tuple(map(allocation, values["largest_tensors"])),
         }
     )

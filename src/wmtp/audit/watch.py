@@ -20,7 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from wmtp.audit.trace import PARTS, Allocation, Form, Operation, Part
+from wmtp.audit.trace import PARTS, Allocation, Form, Operation, Part, Trace
 
 LARGEST_KEPT = 8
 """Of each part, in a report."""
@@ -101,6 +101,20 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     # what was seen ----------------------------------------------------------------------------
 
+    def trace(self, parameters: int) -> Trace:
+        """Everything so far."""
+        return Trace(
+            device_type=self.device_type,
+            steps=self.step,
+            peak_bytes=self.peak_bytes,
+            peak_by_part=self.peak_by_part(),
+            peak_of_steps=self.peak_of_steps(),
+            operations=self.operations(),
+            largest_tensors=self.largest(),
+            dtypes_by_part=self.dtypes_by_part(),
+            parameters=parameters,
+        )
+
     def operations(self) -> tuple[Operation, ...]:
         """Every kind of call so far, in the order of the first of each."""
         return tuple(
@@ -115,6 +129,12 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if life.born <= self._peak_event and self._peak_event < (life.died or sys.maxsize):
                 held[life.part] += life.bytes
         return held
+
+    def dtypes_by_part(self) -> dict[Part, tuple[str, ...]]:
+        """What floating-point numbers each part ever held."""
+        found = {(life.part, life.made_for.dtype) for life in self._lives}
+        floats = sorted((part, dtype) for part, dtype in found if "float" in dtype)
+        return {part: tuple(dtype for p, dtype in floats if p == part) for part in PARTS}
 
     def peak_of_steps(self) -> tuple[int, ...]:
         """The peak of step 0, 1, ..."""

@@ -370,7 +370,8 @@ class Sweep:
             return batch_rows * S * H
         most = batch_rows * _share(S * H, 1, self.kept_fraction)
         if self.valid_targets is not None:
-            most = min(most, _share(self.valid_targets, B, self.kept_fraction))
+            wanted = _share(self.valid_targets, B, self.kept_fraction)
+            most = min(most, self.workspace.rounded(wanted, B * S * H))
         return most
 
     def scratch(self, rows: int) -> Tensor:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from wmtp.loss.pieces import MEBIBYTE
+from wmtp.loss.pieces import MEBIBYTE, rounded_up
 from wmtp.loss.softmax_step import kernel_step, softmax_minus_one_hot
 
 ALIGNMENT = 64
@@ -20,6 +20,8 @@ class Workspace:
             no work are left out. Elsewhere shapes stay fixed and such rows get weight 0.
         product_dtype: of logits and matrix products, whose sums stay float32. None means at least
             float32. A 16-bit one needs a copy of a float32 unembedding while the loss runs.
+        shape_parts: counts that vary from batch to batch are rounded up to so many parts of all
+            targets, because each new shape costs the device (MPS) a compilation; None leaves them.
         kernel: the softmax step is one Triton kernel; only where Triton compiles for the device.
     """
 
@@ -30,6 +32,7 @@ class Workspace:
         *,
         exact_counts: bool = True,
         product_dtype: torch.dtype | None = None,
+        shape_parts: int | None = None,
         kernel: bool = False,
     ) -> None:
         if limit_bytes < 1 or chunk_rows < 1:
@@ -38,6 +41,7 @@ class Workspace:
         self.chunk_rows = chunk_rows
         self.exact_counts = exact_counts
         self.product_dtype = product_dtype
+        self.shape_parts = shape_parts
         self.softmax_step = kernel_step() if kernel else softmax_minus_one_hot
         self._buffer: Tensor | None = None
 
@@ -48,6 +52,10 @@ class Workspace:
     def rows_per_chunk(self, vocab_size: int, itemsize: int) -> int:
         """Rows handled by one matrix product."""
         return min(self.chunk_rows, self.rows_that_fit(vocab_size, itemsize))
+
+    def rounded(self, count: int, whole: int) -> int:
+        """A count that varies, as one of few; ``whole`` is the most that it can be."""
+        return rounded_up(count, whole, self.shape_parts)
 
     def logits(self, rows: int, like_VD: Tensor) -> Tensor:
         """Return uninitialized ``[rows, V]`` scratch of the dtype and device of ``like_VD``."""

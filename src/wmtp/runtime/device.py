@@ -18,6 +18,7 @@ from torch import Tensor
 
 from wmtp.errors import CheckpointError, DeviceError
 from wmtp.loss import Workspace
+from wmtp.loss.pieces import rounded_up
 
 Kind = Literal["cuda", "mps", "cpu"]
 ComputeBackend = Literal["auto", "cuda", "mps", "cpu"]
@@ -98,6 +99,8 @@ class Device:
     """Rows of logits (tokens times heads) in one chunk of the loss, before the workspace's cap."""
     loss_workspace_bytes: int
     """Most memory that one chunk of logits may take."""
+    shape_parts: int | None = None
+    """In how many sizes a length that varies may come, where each new shape costs a compilation."""
     loss_kernel: bool = False
     """The loss's softmax step is one Triton kernel here."""
 
@@ -135,6 +138,10 @@ class Device:
             return str(torch.cuda.get_device_name())
         return f"{platform.processor() or platform.machine()} ({self.kind})"
 
+    def rounded_length(self, length: int, longest: int) -> int:
+        """How many positions to compute where so many are needed: few lengths, or just those."""
+        return rounded_up(length, longest, self.shape_parts)
+
     def loss_workspace(self, chunk_rows: int | None = None) -> Workspace:
         """Scratch memory of the loss as this device likes it; keep one for the run."""
         return Workspace(
@@ -142,6 +149,7 @@ class Device:
             chunk_rows or self.loss_chunk_rows,
             exact_counts=self.exact_counts,
             product_dtype=self.loss_product_dtype,
+            shape_parts=self.shape_parts,
             kernel=self.loss_kernel,
         )
 
@@ -336,9 +344,9 @@ def describe_device(kind: Kind, precision: Precision) -> Device:
     if kind == "cuda":
         # fewer tokens than about 1024 in a chunk (times 4 heads) leave a big GPU waiting
         kernel = importlib.util.find_spec("triton") is not None  # not on every system
-        return Device(kind, precision, True, False, True, 4096, 512 * MEBIBYTE, kernel)
+        return Device(kind, precision, True, False, True, 4096, 512 * MEBIBYTE, loss_kernel=kernel)
     if kind == "mps":
-        return Device(kind, precision, True, False, False, 2048, 256 * MEBIBYTE)
+        return Device(kind, precision, True, False, False, 2048, 256 * MEBIBYTE, shape_parts=4)
     # a chunk that stays near the caches: 256 to 512 rows measured best
     return Device(kind, precision, True, True, False, 512, 256 * MEBIBYTE)
 

@@ -37,7 +37,7 @@ class FrozenStates:
         return torch.zeros(width, device=self._job.device.torch_device)
 
     def all(self, document: int) -> Tensor:
-        """The state at each position, float32 ``[T, D]``."""
+        """The state at each position, float32 ``[T, D]``; a device may want more than there are."""
         kept = self._whole.get(document)
         if kept is not None:
             return kept
@@ -63,6 +63,7 @@ class FrozenStates:
     def _compute(self, document: int) -> Tensor:
         row_B = np.array([document])
         length = int((self._rows.stops(row_B) - self._rows.starts(row_B))[0])
+        length = self._job.device.rounded_length(length, self._rows.max_length)
         batch = gather_rows(self._rows, row_B, horizon=1)
         tokens_1T = batch.tokens_BS[:, :length].to(self._job.device.torch_device)
         with self._job.device.autocast():

@@ -35,6 +35,7 @@ from wmtp.model.value_head import (
 )
 from wmtp.opening.model_names import model_directory
 from wmtp.optim import (
+    Optimizers,
     build_optimizers,
     clip_gradients,
     note_first_bad,
@@ -118,19 +119,8 @@ def train_value_head(
     """
     data, stage, device = job.value_data, critic.stage1, job.device
     assert data is not None
-    optim = job.settings.recipe.optim
     checkpoints = job.settings.config.paths.checkpoints
-    optimizers = build_optimizers(
-        head.named_parameters(prefix="value_head"),
-        name="adamw",
-        lr=optim.value_lr or VALUE_LR,
-        betas=optim.betas,
-        eps=optim.eps,
-        weight_decay=optim.weight_decay,
-        fused=device.fused_adamw,
-    )
-    set_learning_rate(optimizers, optim.value_lr or VALUE_LR)
-    parameters = list(head.parameters())
+    optimizers = value_optimizers(job, head)
     learning = Learning(head, optimizers, ValueProgress(), _copied(head))
     progress, best = learning.progress, learning.best
     ranks = job.ranks
@@ -170,13 +160,7 @@ def train_value_head(
             look()
         while progress.step < stage.max_steps and not progress.stopped_early:
             total, count = batch_loss(job, critic, head, data, of_learned, progress.step)
-            loss = total / count.clamp(min=1)
-            loss.backward()  # type: ignore[no-untyped-call]
-            norm = clip_gradients(parameters, optim.grad_clip)
-            held_back = note_first_bad(first_bad, norm.isfinite(), progress.step + 1)
-            step_optimizers(optimizers, held_back)
-            for optimizer in optimizers:
-                optimizer.zero_grad(set_to_none=True)
+            loss, norm = learn_values(job, learning, first_bad, total, count)
             progress.step += 1
             bar.advance(progress.step)
             last = progress.step == stage.max_steps
@@ -220,6 +204,47 @@ def train_value_head(
         console.line("stopped after stage 1, which is done; go on with --resume")
         return stop.exit_code or 143
     return None
+
+
+def value_optimizers(job: Job, head: ValueHead) -> Optimizers:
+    """What moves the value head in stage 1; its rate does not change."""
+    optim = job.settings.recipe.optim
+    optimizers = build_optimizers(
+        head.named_parameters(prefix="value_head"),
+        name="adamw",
+        lr=optim.value_lr or VALUE_LR,
+        betas=optim.betas,
+        eps=optim.eps,
+        weight_decay=optim.weight_decay,
+        fused=job.device.fused_adamw,
+    )
+    set_learning_rate(optimizers, optim.value_lr or VALUE_LR)
+    return optimizers
+
+
+def learn_values(
+    job: Job, learning: Learning, first_bad: Tensor, total: Tensor, count: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Move the value head by the loss of one step.
+
+    Args:
+        job: whose settings say how.
+        learning: the head and what moves it.
+        first_bad: as in ``note_first_bad``.
+        total: sum of the loss, with its gradient.
+        count: what it is divided by.
+
+    Returns:
+        The loss and the norm of its gradient, scalars on the device.
+    """
+    loss = total / count.clamp(min=1)
+    loss.backward()  # type: ignore[no-untyped-call]
+    norm = clip_gradients(list(learning.head.parameters()), job.settings.recipe.optim.grad_clip)
+    held_back = note_first_bad(first_bad, norm.isfinite(), learning.progress.step + 1)
+    step_optimizers(learning.optimizers, held_back)
+    for optimizer in learning.optimizers:
+        optimizer.zero_grad(set_to_none=True)
+    return loss, norm
 
 
 def begin_or_go_on(folder: RunFolder) -> str | None:

@@ -4,13 +4,12 @@ import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from wmtp.checkpoints.training_state import load_state, part_of, save_state
 from wmtp.errors import CheckpointError
 from wmtp.model.value_head import ValueHead
-from wmtp.optim import load_optimizer_tensors, optimizer_tensors
+from wmtp.optim import Optimizers, load_optimizer_tensors, optimizer_tensors
 
 
 @dataclass
@@ -48,7 +47,7 @@ class Learning:
     """
 
     head: ValueHead
-    optimizers: tuple[torch.optim.Optimizer, ...]
+    optimizers: Optimizers
     progress: ValueProgress
     best: dict[str, Tensor]
 
