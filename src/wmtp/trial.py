@@ -36,6 +36,7 @@ class Size:
 
     Attributes:
         vocab_size: of the model; None as many as the tokenizer has.
+        architecture: of transformers, such as gpt2; None for our own trunk.
     """
 
     hidden_size: int = 64
@@ -47,6 +48,8 @@ class Size:
     rows: int = 4
     accumulation: int = 1
     horizon: int = 4
+    heads: str = "sequential"
+    architecture: str | None = None
 
     def recipe_model(self) -> dict[str, Any]:
         """The recipe's section ``model``."""
@@ -54,9 +57,12 @@ class Size:
             "hidden_size": self.hidden_size,
             "num_layers": self.num_layers,
             "num_heads": self.num_heads,
-            "num_kv_heads": self.num_kv_heads,
-            "heads": {"horizon": self.horizon},
+            "heads": {"horizon": self.horizon, "kind": self.heads},
         }
+        if self.architecture is None:
+            sizes["num_kv_heads"] = self.num_kv_heads
+        else:
+            sizes |= {"kind": "hf", "architecture": self.architecture}
         return sizes if self.vocab_size is None else sizes | {"vocab_size": self.vocab_size}
 
 

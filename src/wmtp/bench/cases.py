@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from wmtp.audit.simulate import simulate
+from wmtp.audit.simulate import simulate_here
 from wmtp.bench.figures import Figure, Mode, Subject, Unit
 from wmtp.bench.loss_problem import (
     SKIPPED,
@@ -119,7 +119,7 @@ def measure_training(place: Place, effort: Effort) -> list[Figure]:
         peak = device.peak_memory_bytes() - before
         if place.mode == "compiled":
             return [figure("training", place, speed, "tokens/s")]
-        predicted = simulate(settings, device_type=place.kind).peak_bytes
+        predicted = simulate_here(settings, device_type=place.kind).peak_bytes
     return [
         figure("training", place, speed, "tokens/s"),
         figure("peak memory", place, peak, "bytes"),

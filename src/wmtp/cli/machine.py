@@ -31,7 +31,10 @@ def doctor(
         bool, typer.Option("--tiny", help="Train a small model from scratch, not the recipe's.")
     ] = False,
     every: Annotated[
-        bool, typer.Option("--all", help="Train the small model with all four algorithms.")
+        bool,
+        typer.Option(
+            "--all", help="Train the small model with all four algorithms; audit as well."
+        ),
     ] = False,
     audit_only: Annotated[
         bool, typer.Option("--audit-only", help="Only ask what a step would need of Apple's MPS.")

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
+from wmtp.audit.run import AuditResult
 from wmtp.config import Settings
 from wmtp.doctor.audit import audit_findings
 from wmtp.doctor.files import file_findings, kept_in, opening_findings
@@ -33,7 +34,7 @@ class Request:
         settings: the user's files as they stand; None looks at the machine alone.
         ten_steps: the same, made into ten steps that leave nothing behind.
         tiny: train the small model rather than the user's.
-        every_algorithm: train the small model with all four.
+        every_algorithm: train the small model with all four, and audit as well.
         audit_only: nothing but the audit.
         dry_run: stop before training.
     """
@@ -76,7 +77,7 @@ def examine(request: Request, show: Callable[[Finding], None]) -> list[Finding]:
 def findings_of(request: Request, caught: list[warnings.WarningMessage]) -> Iterator[Finding]:
     """All checks, in order."""
     if request.audit_only:
-        yield from in_group("audit", audit_findings())
+        yield from in_group("audit", audit_findings([]))
         return
     yield from in_group("machine", machine_findings(request.backend))
     if request.settings is not None:
@@ -95,7 +96,12 @@ def findings_of(request: Request, caught: list[warnings.WarningMessage]) -> Iter
             yield from trials(request, folder)
         else:
             yield from in_group(FILES, own_training(request.ten_steps, opened))
-        yield from in_group("device against CPU", parity_findings(folder))
+        audited: frozenset[str] = frozenset()
+        if request.every_algorithm:
+            results: list[AuditResult] = []
+            yield from in_group("audit", audit_findings(results))
+            audited = frozenset(name for result in results for name in result.operations)
+        yield from in_group("device against CPU", parity_findings(folder, audited))
         yield from in_group("left over", leftovers(worker, caught))
 
 

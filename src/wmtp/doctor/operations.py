@@ -13,7 +13,15 @@ from wmtp.doctor.finding import Finding, judged
 TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 4e-3}
 """Of the largest number of an output: sums of a thousand products round differently."""
 
-WITHOUT_VALUES = ("empty", "new_empty", "resize_", "_local_scalar_dense", "detach", "alias")
+WITHOUT_VALUES = (
+    "empty",
+    "empty_like",
+    "new_empty",
+    "resize_",
+    "_local_scalar_dense",
+    "detach",
+    "alias",
+)
 """Operations that give no numbers of their own: what lies in new memory, and what is read out."""
 
 
@@ -48,8 +56,9 @@ class Comparison(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
         inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         key = (str(func), *((t.dtype, tuple(t.shape), t.stride()) for t in inputs))
-        here = any(t.device.type == self._type for t in inputs)
-        name = str(func).removeprefix("aten.")
+        made_here = torch.device(kwargs.get("device") or "meta").type == self._type
+        here = made_here or any(t.device.type == self._type for t in inputs)
+        name = _name(func)
         if not here or key in self._seen or name.partition(".")[0] in WITHOUT_VALUES:
             return func(*args, **kwargs)
         self._seen.add(key)
@@ -115,6 +124,12 @@ def relative_difference(found: Tensor, expected: Tensor) -> float:
         return 0.0
     difference = (found.double() - expected.double())[finite].abs().max()
     return float(difference / expected.double()[finite].abs().max().clamp_min(1e-6))
+
+
+def _name(func: Any) -> str:
+    """As the audit names it: ``add.Tensor``, and ``mm`` where there is no overload."""
+    name, overload = func._schema.name.removeprefix("aten::"), func._schema.overload_name
+    return f"{name}.{overload}" if overload else str(name)
 
 
 def _named(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
