@@ -492,3 +492,15 @@ def test_a_trunk_that_has_no_head_to_teach_is_refused(
 def test_a_share_of_the_trunk_lies_between_none_and_all(tmp_path: Path, share: float) -> None:
     (line,) = faults(tmp_path, f"loss.distill={share}")
     assert "loss.distill" in line
+
+
+def test_req6_graph_mode_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    (fault,) = faults(tmp_path, "config.mps_optimizations.use_graph_mode=true")
+    assert "reduce-overhead" in fault
+    assert fault.endswith("set use_graph_mode: false.")
+    assert not load(tmp_path).config.mps_optimizations.use_graph_mode
+
+
+def test_watermarks_in_the_wrong_order_are_refused(tmp_path: Path) -> None:
+    (fault,) = faults(tmp_path, "config.mps_optimizations.high_watermark=0.7")
+    assert "low_watermark 0.8 is above high_watermark 0.7" in fault

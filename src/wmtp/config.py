@@ -19,6 +19,7 @@ from pydantic import (
     model_validator,
 )
 
+from wmtp.runtime.environment import HIGH_WATERMARK, LOW_WATERMARK
 from wmtp.secrets import without_secrets
 from wmtp.weighting import Weighting, find_critic
 
@@ -68,9 +69,30 @@ class Devices(Section):
 class MpsOptimizations(Section):
     """Apple settings, put into the environment before torch is imported."""
 
-    fallback_to_cpu: bool = False
-    high_watermark: float = Field(0.9, gt=0, le=2, description="share of recommended memory")
-    low_watermark: float = Field(0.8, gt=0, le=2)
+    use_graph_mode: bool = Field(
+        False, description="refused if true: that mode (reduce-overhead) records graphs of CUDA"
+    )
+    fallback_to_cpu: bool = Field(
+        False, description="run on the CPU what has no Metal kernel; slow, and hides it"
+    )
+    high_watermark: float = Field(
+        HIGH_WATERMARK, gt=0, le=2, description="share of recommended memory"
+    )
+    low_watermark: float = Field(LOW_WATERMARK, gt=0, le=2)
+
+    @model_validator(mode="after")
+    def _can_be_had(self) -> "MpsOptimizations":
+        if self.use_graph_mode:
+            raise ValueError(
+                "use_graph_mode is true, but that mode (torch.compile's reduce-overhead) records "
+                "CUDA graphs, which Apple's chips have not: set use_graph_mode: false"
+            )
+        if self.low_watermark > self.high_watermark:
+            raise ValueError(
+                f"low_watermark {self.low_watermark} is above high_watermark "
+                f"{self.high_watermark}: caches would be freed only after memory is refused"
+            )
+        return self
 
 
 def _empty_is_none(value: Any) -> Any:

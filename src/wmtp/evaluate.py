@@ -61,6 +61,7 @@ def evaluate(
     check_suites(suites)
     tokenizer = TextTokenizer.load(directory)
     model = load_model(directory).to(device.torch_device).eval()
+    model.set_tiled_attention(device.tiled_attention)
     length = min(max_length, model.trunk_shape.max_seq_length)
     workspace = device.loss_workspace()
     result: dict[str, Any] = {

@@ -14,7 +14,7 @@ from torch import Tensor
 from wmtp import __version__
 from wmtp.config import Recipe, Settings
 from wmtp.data.batches import Batch, evaluation_batches
-from wmtp.data.loading import load_batches
+from wmtp.data.loading import check_workers_can_read, load_batches
 from wmtp.data.reference import Reference
 from wmtp.data.rows import Rows
 from wmtp.data.shards import Shards
@@ -153,6 +153,18 @@ def share_of_recipe(recipe: Recipe, ranks: Ranks) -> StepShare:
     return share_of_step(batch_size, accumulation, ranks.index, ranks.count)
 
 
+def open_device(settings: Settings) -> Device:
+    """The device that the config asks for.
+
+    Raises:
+        DeviceError: this machine lacks it, or it cannot train in the way that is asked for.
+    """
+    devices = settings.config.devices
+    device = choose_device(devices.compute_backend, devices.mixed_precision)
+    device.check_training(sliced=devices.fsdp.enabled, compiled=devices.use_torch_compile)
+    return device
+
+
 @contextmanager
 def assembled(
     settings: Settings,
@@ -175,7 +187,7 @@ def assembled(
         WmtpError: something that was asked for is not there or does not fit together.
     """
     config, recipe = settings.config, settings.recipe
-    device = choose_device(config.devices.compute_backend, config.devices.mixed_precision)
+    device = open_device(settings)
     check_start(settings)
     share_of_recipe(recipe, ranks)  # refuses what cannot be shared, before anything is read
     tokenizer = open_tokenizer(settings)
@@ -200,12 +212,20 @@ def assembled(
             if critic.value_head is None and checkpoint is None:
                 with ranks.first_before_others():
                     value_data = open_value_data(settings, critic, tokenizer, cache, device, report)
+        if recipe.data.train.num_workers:
+            check_workers_can_read(train_rows)
         steps = recipe.train.max_steps or math.ceil(
             (recipe.train.num_epochs or 1) * len(train_rows) / rows_per_step(recipe)
         )
         device.seed(config.devices.seed)
         model = open_model(settings, tokenizer, checkpoint)
         model.set_gradient_checkpointing(recipe.train.gradient_checkpointing)
+        model.set_tiled_attention(device.tiled_attention)
+        if not model.trunk.attention_is_lean and not recipe.train.gradient_checkpointing:
+            report(
+                "this trunk's attention keeps the scores of all pairs of positions on this device: "
+                "train.gradient_checkpointing: true makes them anew instead"
+            )
         if recipe.train.freeze == "trunk":
             model.freeze_trunk()
         if config.devices.use_torch_compile:

@@ -26,10 +26,9 @@ from wmtp.config_check import changes_since
 from wmtp.distributed.ranks import Ranks, joined_ranks, launched_ranks
 from wmtp.dry_run import make_plan
 from wmtp.errors import CheckpointError, ConfigError, DeviceError
-from wmtp.job import assembled
+from wmtp.job import assembled, open_device
 from wmtp.opening.checks import check_start
 from wmtp.runtime.console import Console
-from wmtp.runtime.device import choose_device
 from wmtp.runtime.lock import hold_rank_lock, hold_run_lock, no_rank_left
 from wmtp.runtime.metrics import read_metrics
 from wmtp.runtime.run_folder import RunFolder, create_run_folder, open_run_folder
@@ -82,8 +81,7 @@ def joined(settings: Settings) -> Iterator[Ranks]:
         DeviceError: the device is not there, is not for several ranks, or they cannot be met.
         LostRankError: one of them ended.
     """
-    devices = settings.config.devices
-    device = choose_device(devices.compute_backend, devices.mixed_precision)
+    device = open_device(settings)
     _, count, local = launched_ranks()
     if count > 1:
         device.join(local)

@@ -29,11 +29,19 @@ from wmtp.optim import (
     note_first_bad,
     step_optimizers,
 )
+from wmtp.runtime.device import Device
 from wmtp.state import Moving, Progress, named_parameters
 from wmtp.weighting import Signals, find_critic, observe, remember, weigh_chunk
 
 SMALLEST_LOSS_SCALE: Final = 2.0**-20
 """fp16's loss scale starts at 2^16 and halves at each bad step; no good one needs it this low."""
+
+EMPTY_CACHE_ABOVE: Final = 0.85
+HALVE_ABOVE: Final = 0.95
+"""Shares of the recommended memory; beyond it a Mac swaps instead of failing."""
+
+STEPS_BETWEEN_WAITS: Final = 50
+"""Without a logged row in between, a Mac's scratch memory would only grow."""
 
 
 @final
@@ -82,6 +90,33 @@ class Feed:
     def _begin(self) -> None:
         opened = self._job.training_batches(self._progress.rows_read, self.share)
         self._batches: Iterator[Batch] = self._open.enter_context(opened)
+
+
+def relieve_pressure(device: Device, feed: Feed) -> str | None:
+    """Act, between two steps, on how much memory the device's driver holds.
+
+    Above ``EMPTY_CACHE_ABOVE`` what is held and not used is given back; above ``HALVE_ABOVE``
+    micro-batches get half the size as well. Steps learn from the same rows in either case.
+
+    Returns:
+        What was done, for the log; None if nothing was.
+    """
+    pressure = device.memory_pressure()
+    if pressure is None or pressure <= EMPTY_CACHE_ABOVE:
+        return None
+    device.empty_cache()
+    held = f"the driver holds {pressure:.0%} of the memory that is recommended"
+    if pressure <= HALVE_ABOVE:
+        return f"{held}: what it does not use was given back"
+    if not feed.make_smaller():
+        return (
+            f"{held}, with a single row in a micro-batch. Set train.gradient_checkpointing: true "
+            "or lower data.train.max_length"
+        )
+    return (
+        f"{held}: a micro-batch has {max(feed.share.sizes)} rows from now on, and a step "
+        f"{len(feed.share.sizes)} of them; steps learn from the same rows as before"
+    )
 
 
 def set_in_motion(job: Job) -> Moving:

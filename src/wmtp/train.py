@@ -41,7 +41,14 @@ from wmtp.state import (
     stored_model,
     take_snapshot,
 )
-from wmtp.step import SMALLEST_LOSS_SCALE, Feed, set_in_motion, take_step
+from wmtp.step import (
+    SMALLEST_LOSS_SCALE,
+    STEPS_BETWEEN_WAITS,
+    Feed,
+    relieve_pressure,
+    set_in_motion,
+    take_step,
+)
 from wmtp.sync import Tracked, send_final_model
 from wmtp.tracking.trackers import Trackers
 
@@ -161,6 +168,11 @@ def train(
                 metrics.write({"step": progress.step, **row})
                 trackers.wake()
                 bar.update(progress.step, row)
+                relief = relieve_pressure(device, feed)
+                if relief is not None:
+                    console.line(f"step {progress.step}: {relief}")
+            elif is_due(progress.step, STEPS_BETWEEN_WAITS):
+                device.free_scratch()
 
             if job.eval_rows and (last or is_due(progress.step, recipe.train.eval_interval)):
                 evaluate_now()

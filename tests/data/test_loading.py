@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from wmtp.data.batches import Batch
-from wmtp.data.loading import load_batches
+from wmtp.data.loading import check_workers_can_read, load_batches
 from wmtp.data.rows import Rows
 from wmtp.data.share import share_of_step
+from wmtp.errors import DataError
 
 # a machine of one core is told that two workers are many
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
@@ -99,3 +100,11 @@ def test_workers_outlive_signals_but_not_the_block(rows: Rows) -> None:
     with pytest.raises(RuntimeError, match="stopped"):
         fail()
     assert multiprocessing.active_children() == []
+
+
+def test_req6_data_that_workers_cannot_be_sent_is_refused(rows: Rows) -> None:
+    check_workers_can_read(rows)
+    local = type("Local", (), {})()  # a class that no other process could find
+    object.__setattr__(rows, "rewards", local)
+    with pytest.raises(DataError, match=r"Set data\.train\.num_workers: 0"):
+        check_workers_can_read(rows)

@@ -9,8 +9,10 @@ import torch
 from safetensors.torch import load_file
 
 from wmtp import step as step_module
+from wmtp import train as train_module
 from wmtp.checkpoints.checkpoint import list_checkpoints
 from wmtp.errors import DeviceError, DivergedError
+from wmtp.runtime.device import Device
 
 from .conftest import World
 from .test_train import figures
@@ -183,3 +185,102 @@ def test_what_a_weighting_counts_is_forgotten_before_a_step_is_tried_again(world
     (checkpoint,) = list_checkpoints(world.runs / "run" / "checkpoints")
     seen = load_file(checkpoint / "training_state" / "state.safetensors")["memory.seen"]
     assert seen.item() == 4 * 2 * 6
+
+
+def under_pressure(monkeypatch: pytest.MonkeyPatch, *readings: float) -> list[str]:
+    """Let the device tell these readings, and no pressure after them; what it was asked to do."""
+    left, asked = list(readings), []
+
+    def memory_pressure(_: Device) -> float:
+        asked.append("read")
+        return left.pop(0) if left else 0.5
+
+    monkeypatch.setattr(Device, "memory_pressure", memory_pressure)
+    monkeypatch.setattr(Device, "empty_cache", lambda _: asked.append("empty"))
+    return asked
+
+
+def one_micro_batch_of_six_rows(world: World) -> None:
+    world.recipe["data"]["train"]["batch_size"] = 6
+    world.recipe["train"]["gradient_accumulation"] = 1
+
+
+def sizes_of_micro_batches(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """Step and rows of every micro-batch that is learned."""
+    real, seen = step_module.learn, list[tuple[int, int]]()
+
+    def learn(job: Any, moving: Any, batch: Any, *more: Any) -> Any:
+        seen.append((moving.progress.step + 1, len(batch.rows)))
+        return real(job, moving, batch, *more)
+
+    monkeypatch.setattr(step_module, "learn", learn)
+    return seen
+
+
+def test_req7_pressure_above_095_halves_the_micro_batch_and_keeps_the_step(
+    world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one_micro_batch_of_six_rows(world)
+    world.train("roomy")
+    assert "of the memory that is recommended" not in capsys.readouterr().err
+    asked = under_pressure(monkeypatch, 0.5, 0.96)
+    seen = sizes_of_micro_batches(monkeypatch)
+    world.train("pressed")
+    assert seen == [(1, 6), (2, 6), *((step, 3) for step in range(3, 9) for _ in range(2))]
+    assert asked == ["read", "read", "empty", *["read"] * 6]
+    told = capsys.readouterr().err
+    assert (
+        "step 2: the driver holds 96% of the memory that is recommended: a micro-batch has 3 rows "
+        "from now on, and a step 2 of them; steps learn from the same rows as before"
+    ) in " ".join(told.split())
+    # the same sums in another order
+    assert losses(world, "pressed") == pytest.approx(losses(world, "roomy"), abs=1e-5)
+    rows = figures(world.runs / "pressed")
+    assert [row["tokens_seen"] for row in rows if "loss" in row] == [
+        step * 6 * 24 for step in range(1, 9)
+    ]
+
+    # a resumed run keeps it
+    checkpoint = world.runs / "pressed" / "checkpoints" / "step-00000004"
+    whole = (world.runs / "pressed" / "final" / "model.safetensors").read_bytes()
+    seen.clear()
+    world.train("pressed", "--resume", str(checkpoint))
+    assert set(seen) == {(step, 3) for step in range(5, 9)}
+    assert (world.runs / "pressed" / "final" / "model.safetensors").read_bytes() == whole
+
+
+def test_req7_pressure_above_085_empties_the_cache_and_changes_no_batch(
+    world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one_micro_batch_of_six_rows(world)
+    asked = under_pressure(monkeypatch, 0.85, 0.86, 0.95)
+    seen = sizes_of_micro_batches(monkeypatch)
+    world.train("run")
+    assert {rows for _, rows in seen} == {6}
+    assert asked == ["read", "read", "empty", "read", "empty", *["read"] * 5]
+    assert capsys.readouterr().err.count("what it does not use was given back") == 2
+
+
+def test_req7_a_single_row_under_pressure_is_told_what_to_do(
+    world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    world.recipe["data"]["train"]["batch_size"] = 1
+    under_pressure(monkeypatch, 0.99)
+    assert world.train("run") == 0
+    assert "train.gradient_checkpointing: true" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(("log_interval", "waited"), [(100, [3, 6]), (3, [])])
+def test_req3_scratch_memory_is_waited_for_where_no_row_is_logged(
+    world: World, monkeypatch: pytest.MonkeyPatch, log_interval: int, waited: list[int]
+) -> None:
+    """At least every 50 steps, here every 3; a logged row waits by itself."""
+    assert step_module.STEPS_BETWEEN_WAITS <= 50
+    monkeypatch.setattr(train_module, "STEPS_BETWEEN_WAITS", 3)
+    steps, found = [], []
+    real = train_module.take_step
+    monkeypatch.setattr(train_module, "take_step", lambda *args: (steps.append(1), real(*args))[1])
+    monkeypatch.setattr(Device, "free_scratch", lambda _: found.append(len(steps)))
+    world.config["log_interval"] = log_interval
+    world.train("run")
+    assert found == waited

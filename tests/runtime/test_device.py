@@ -162,3 +162,56 @@ def test_cuda_methods_work() -> None:
     cuda.set_rng_state(state)
     assert torch.equal(torch.rand(3, device="cuda"), expected)
     assert choose_device("cuda", "fp16").grad_scaler().is_enabled()
+
+
+def test_req6_slices_of_a_model_are_refused_on_mps(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, "mps", "cpu")
+    with pytest.raises(DeviceError, match=r"a single process.*fsdp\.enabled: false"):
+        choose_device("auto", "fp32").check_training(sliced=True, compiled=False)
+    choose_device("cpu", "fp32").check_training(sliced=True, compiled=True)
+
+
+def test_req6_several_ranks_are_refused_on_mps(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, "mps", "cpu")
+    with pytest.raises(DeviceError, match="Start without torchrun"):
+        choose_device("mps", "fp32").join(0)
+
+
+def test_req6_bf16_is_refused_below_macos_14(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, "mps", "cpu")
+    versions: list[tuple[int, int]] = []
+
+    def is_newer(*version: int) -> bool:
+        versions.append(version)
+        return len(versions) > 1
+
+    monkeypatch.setattr(torch.backends.mps, "is_macos_or_newer", is_newer)
+    with pytest.raises(DeviceError, match="needs macOS 14"):
+        choose_device("mps", "bf16")
+    assert choose_device("mps", "bf16").compute_dtype == torch.bfloat16
+    assert versions == [(14, 0)] * 2
+
+
+def test_compiled_graphs_in_16_bits_are_refused_on_mps(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, "mps", "cpu")
+    with pytest.raises(DeviceError, match="use_torch_compile: false, or mixed_precision: fp32"):
+        choose_device("mps", "fp16").check_training(sliced=False, compiled=True)
+    choose_device("mps", "fp32").check_training(sliced=False, compiled=True)
+
+
+def test_req4_attention_is_tiled_where_the_fused_kernel_spares_no_memory(
+    monkeypatch: pytest.MonkeyPatch, cpu: Device
+) -> None:
+    pretend(monkeypatch, "mps", "cpu")
+    assert choose_device("mps", "fp32").tiled_attention
+    assert not cpu.tiled_attention
+
+
+def test_req7_pressure_is_what_the_driver_holds_of_what_is_recommended(
+    monkeypatch: pytest.MonkeyPatch, cpu: Device
+) -> None:
+    pretend(monkeypatch, "mps", "cpu")
+    monkeypatch.setattr(torch.mps, "driver_allocated_memory", lambda: 9 * 2**30)
+    monkeypatch.setattr(torch.mps, "recommended_max_memory", lambda: 12 * 2**30)
+    assert choose_device("mps", "fp32").memory_pressure() == 0.75
+    assert cpu.memory_pressure() is None

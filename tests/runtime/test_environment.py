@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 SHOW = """
 import os, sys
@@ -42,3 +43,63 @@ def test_being_too_late_is_told() -> None:
         '"torch", ', ""
     )
     assert run_python(code).startswith("False")
+
+
+def watermarks(tmp_path: Path, config: str, *overrides: str, **shell: str) -> str:
+    """What the three variables are when a command has read its settings."""
+    path = tmp_path / "config.yaml"
+    path.write_text(config)
+    code = f"""
+import os, sys, types
+sys.modules["wmtp.config_check"] = types.ModuleType("wmtp.config_check")  # it imports torch
+names = ["PYTORCH_ENABLE_MPS_FALLBACK", "PYTORCH_MPS_HIGH_WATERMARK_RATIO",
+         "PYTORCH_MPS_LOW_WATERMARK_RATIO"]
+def load_settings(*_, **__):
+    print("torch" in sys.modules, *[os.environ.get(name, "unset") for name in names])
+sys.modules["wmtp.config_check"].load_settings = load_settings
+from wmtp.cli.options import read_settings
+read_settings({str(path)!r}, "recipe.yaml", None, {list(overrides)!r})
+"""
+    clean = {name: value for name, value in os.environ.items() if "PYTORCH" not in name}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=clean | shell,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    return done.stdout.strip()
+
+
+def test_req7_watermarks_are_set_before_torch_is_imported_where_nobody_named_any(
+    tmp_path: Path,
+) -> None:
+    assert watermarks(tmp_path, "{}") == "False unset 0.9 0.8"
+
+
+def test_req7_watermarks_come_from_files_and_from_the_command_line(tmp_path: Path) -> None:
+    config = "mps_optimizations: {high_watermark: 0.7, low_watermark: 0.6}"
+    assert watermarks(tmp_path, config) == "False unset 0.7 0.6"
+    by_hand = "config.mps_optimizations.low_watermark=0.5", "mps_optimizations.fallback_to_cpu=true"
+    assert watermarks(tmp_path, config, *by_hand) == "False 1 0.7 0.5"
+
+
+def test_req7_a_high_watermark_of_the_shell_keeps_the_low_one_below_it(tmp_path: Path) -> None:
+    shell = {"PYTORCH_MPS_HIGH_WATERMARK_RATIO": "0.4"}
+    assert watermarks(tmp_path, "{}", **shell) == "False unset 0.4 0.4"
+
+
+def test_req7_the_program_sets_them_before_any_command_runs() -> None:
+    """``wmtp generate`` has no config, and imports torch before it asks for a device."""
+    code = """
+import os, sys
+sys.argv = ["wmtp", "--version"]
+from wmtp.cli import main
+try:
+    main()
+except SystemExit:
+    pass
+print("torch" in sys.modules, os.environ["PYTORCH_MPS_HIGH_WATERMARK_RATIO"])
+"""
+    assert run_python(code, PYTORCH_MPS_HIGH_WATERMARK_RATIO="0.6").endswith("False 0.6")

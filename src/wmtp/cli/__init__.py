@@ -9,6 +9,7 @@ from wmtp.cli import training, models, engines, runs, machine, data  # isort: sk
 from wmtp.cli.apps import app
 from wmtp.distributed.launcher import end_with_the_launcher, is_launched
 from wmtp.errors import LostRankError, WmtpError
+from wmtp.runtime.environment import set_environment_before_torch
 from wmtp.runtime.stopping import end_in_order
 from wmtp.untrusted import printable
 
@@ -21,6 +22,7 @@ NEWEST = "newest"
 def main() -> None:
     """Run a command; users' mistakes become plain lines and an exit code."""
     arguments = sys.argv[1:]
+    set_environment_before_torch()  # commands that read a config set what it says a little later
     end_in_order()
     if is_launched():  # before torch is imported, which takes long enough to lose a launcher in
         end_with_the_launcher()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+import yaml
 
 from wmtp.errors import ConfigError
 
@@ -62,6 +63,13 @@ def read_settings(
             section = read_yaml_file(path).values.get("mps_optimizations") if path else None
             if isinstance(section, dict):  # other types are told by load_settings, too
                 mps.update({k: v for k, v in section.items() if isinstance(v, bool | int | float)})
+    for text in override or []:
+        name, _, written = text.partition("=")
+        section, _, key = name.strip().removeprefix("config.").partition(".")
+        if section == "mps_optimizations":
+            with contextlib.suppress(yaml.YAMLError):
+                value = yaml.safe_load(written)
+                mps.update({key: value} if isinstance(value, bool | int | float) else {})
     set_environment_before_torch(
         mps_fallback_to_cpu=mps.get("fallback_to_cpu"),
         mps_high_watermark=mps.get("high_watermark"),

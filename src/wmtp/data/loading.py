@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
+from multiprocessing.reduction import ForkingPickler
+from pickle import PicklingError
 from typing import Any, final
 
 import torch
@@ -14,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from wmtp.data.batches import Batch, batch_at
 from wmtp.data.rows import Rows
 from wmtp.data.share import StepShare
+from wmtp.errors import DataError
 from wmtp.runtime.stopping import end_with_parent
 
 
@@ -64,6 +67,21 @@ def load_batches(
         if num_workers:
             # what the iterator's destructor does, but now, whoever still holds a reference
             batches._shutdown_workers()  # type: ignore[attr-defined]
+
+
+def check_workers_can_read(rows: Rows) -> None:
+    """Refuse data that cannot be handed to other processes, before a model is loaded for it.
+
+    Raises:
+        DataError: says what could not be handed over.
+    """
+    try:
+        ForkingPickler.dumps(rows)
+    except (PicklingError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"data.train.num_workers is above 0, but this data cannot be sent to worker processes "
+            f"({error}). Set data.train.num_workers: 0."
+        ) from error
 
 
 @final

@@ -28,6 +28,7 @@ class Reference:
 
     def __init__(self, model: MultiTokenModel, device: Device, workspace: Workspace) -> None:
         self.model = model.requires_grad_(False).eval().to(device.torch_device)
+        self.model.set_tiled_attention(device.tiled_attention)
         self.device = device
         self.workspace = workspace
 

@@ -15,6 +15,7 @@ from transformers.configuration_utils import PretrainedConfig
 
 from wmtp.errors import CheckpointError
 from wmtp.model.heads import HeadsShape
+from wmtp.model.hf_attention import use_tiled_attention
 from wmtp.model.kv_cache import Cache
 from wmtp.model.llama import rotary_table
 from wmtp.model.llama_shape import LlamaShape
@@ -189,6 +190,10 @@ class HfTrunk(Trunk):
                 "none. Set it to false."
             )
         self.network.activation_checkpointing_enable({"use_reentrant": False})
+
+    def set_tiled_attention(self, enabled: bool) -> None:
+        """Let the model make the scores of attention in tiles, where its code can."""
+        self.attention_is_lean = use_tiled_attention(self.network, enabled)
 
     def compile_blocks(self) -> None:
         """Let ``torch.compile`` fuse the model; names of parameters stay as they are."""

@@ -1,8 +1,8 @@
 """The trunk: a Llama-family decoder that agrees with ``transformers`` to rounding.
 
 Read from the bottom: ``LlamaTrunk`` embeds tokens and runs the blocks, a ``Block`` is attention
-and a gated MLP around a residual stream, and all attention goes through ``attend``. Names of
-submodules are those of the Hugging Face layout. ``B S D`` batch, positions, width; ``T`` cached
+and a gated MLP around a residual stream, and all attention goes through ``attention.attend``. Names
+of submodules are those of the Hugging Face layout. ``B S D`` batch, positions, width; ``T`` cached
 and new positions; ``N G C`` heads, key-value groups, width of a head.
 """
 
@@ -13,35 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from wmtp.model.attention import attend
 from wmtp.model.kv_cache import Cache, KVCache, LayerCache
 from wmtp.model.llama_shape import LlamaShape
 from wmtp.model.rotary import RotaryTable, rotate
 from wmtp.model.trunk import Positions, Trunk, TrunkStates, recomputed
-
-
-def attend(query_BNSC: Tensor, key_BGTC: Tensor, value_BGTC: Tensor, mask: Tensor | None) -> Tensor:
-    """Softmax attention of grouped heads: the one place where positions meet.
-
-    Args:
-        query_BNSC: the new positions' queries.
-        key_BGTC: keys of cached and new positions; each group serves ``N / G`` heads.
-        value_BGTC: values beside the keys.
-        mask: bool, True where a query may look, broadcast to ``[B, N, S, T]``. None means causal,
-            or, for a single new position, everything.
-
-    Returns:
-        ``[B, N, S, C]``.
-    """
-    positions = query_BNSC.shape[2]
-    # The groups are not expanded: on CPU this is as fast in training and twice as fast in decoding.
-    return F.scaled_dot_product_attention(
-        query_BNSC,
-        key_BGTC,
-        value_BGTC,
-        attn_mask=mask,
-        is_causal=mask is None and positions > 1,
-        enable_gqa=query_BNSC.shape[1] != key_BGTC.shape[1],
-    )
 
 
 class RMSNorm(nn.Module):
@@ -84,10 +60,15 @@ class ContextRows(NamedTuple):
 
 
 class Attention(nn.Module):
-    """Grouped-query self-attention with rotary positions."""
+    """Grouped-query self-attention with rotary positions.
+
+    Attributes:
+        tiled: scores are made in tiles, for a device without a fused kernel.
+    """
 
     def __init__(self, shape: LlamaShape) -> None:
         super().__init__()
+        self.tiled = False
         self.head_dim = shape.head_dim
         query_width = shape.num_heads * shape.head_dim
         group_width = shape.num_kv_heads * shape.head_dim
@@ -119,7 +100,9 @@ class Attention(nn.Module):
             value_BGTC = torch.cat((values_BGTC, value_BGTC), dim=2)
         if cache is not None:
             key_BGTC, value_BGTC = cache.extend(key_BGTC, value_BGTC)
-        mixed_BNSC = attend(query_BNSC, key_BGTC, value_BGTC, mask)
+        # a context's rows come first, and cached ones too: the mask alone says what they may see
+        causal = context is None and cache is None
+        mixed_BNSC = attend(query_BNSC, key_BGTC, value_BGTC, mask, causal=causal, tiled=self.tiled)
         mixed_BSD: Tensor = self.o_proj(mixed_BNSC.transpose(1, 2).flatten(2))
         return mixed_BSD
 
@@ -243,6 +226,11 @@ class LlamaTrunk(Trunk):
     def set_checkpointing(self, enabled: bool) -> None:
         """Recompute each block in the backward pass instead of keeping its insides."""
         self.checkpointing = enabled
+
+    def set_tiled_attention(self, enabled: bool) -> None:
+        """Make the scores of attention in tiles."""
+        for block in self.blocks:
+            block.self_attn.tiled = enabled
 
     def final_gain_D(self) -> Tensor:
         """The gain of the norm before the unembedding."""

@@ -201,6 +201,12 @@ class MultiTokenModel(nn.Module):
         if self.heads is not None:
             self.heads.checkpointing = enabled
 
+    def set_tiled_attention(self, enabled: bool) -> None:
+        """Make the scores of attention in tiles, for a device without a fused kernel."""
+        self.trunk.set_tiled_attention(enabled)
+        for block in [] if self.heads is None else self.heads.blocks:
+            block.self_attn.tiled = enabled
+
     def compile_trunk(self) -> None:
         """Let ``torch.compile`` fuse the trunk's blocks; names of parameters stay as they are."""
         self.trunk.compile_blocks()

@@ -58,6 +58,7 @@ class Trunk(nn.Module, ABC):
         shape: its sizes; also the shape of a head's block beside it.
         checkpointing: recompute each block in the backward pass instead of keeping its insides.
         longest_packed_row: in rows up to this, several documents give what each gives alone.
+        attention_is_lean: its attention is as ``set_tiled_attention`` said.
     """
 
     rope: RotaryTable
@@ -67,6 +68,7 @@ class Trunk(nn.Module, ABC):
         super().__init__()
         self.shape = shape
         self.checkpointing = False
+        self.attention_is_lean = True
         self.longest_packed_row = shape.max_seq_length
 
     @property
@@ -105,6 +107,10 @@ class Trunk(nn.Module, ABC):
     @abstractmethod
     def set_checkpointing(self, enabled: bool) -> None:
         """Recompute each block in the backward pass instead of keeping its insides."""
+
+    @abstractmethod
+    def set_tiled_attention(self, enabled: bool) -> None:
+        """Make the scores of attention in tiles, for a device without a fused kernel."""
 
     @abstractmethod
     def final_gain_D(self) -> Tensor:

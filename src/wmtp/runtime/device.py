@@ -123,6 +123,15 @@ class Device:
         return self.compute_dtype if self.kind == "cuda" else None
 
     @property
+    def tiled_attention(self) -> bool:
+        """Whether attention is to be made in tiles, for want of a fused kernel that spares memory.
+
+        With gradients MPS falls to a path that keeps two tensors of ``B * N * S * T`` numbers, and
+        without them its kernel still returns one.
+        """
+        return self.kind == "mps"
+
+    @property
     def sum_dtype(self) -> torch.dtype:
         """The widest float there is, for sums over many targets; Apple's chips lack float64."""
         return torch.float32 if self.kind == "mps" else torch.float64
@@ -194,6 +203,27 @@ class Device:
                 )
             torch.cuda.set_device(local_rank)
 
+    def check_training(self, *, sliced: bool, compiled: bool) -> None:
+        """Refuse what cannot be trained with here, before anything is loaded.
+
+        Raises:
+            DeviceError: the model is to be in slices (``devices.fsdp``), or compiled in 16 bits,
+                and this is MPS.
+        """
+        if self.kind != "mps":
+            return
+        if sliced:
+            raise DeviceError(
+                "devices.fsdp.enabled is true, but the device is mps, which trains in a single "
+                "process: there is nothing to slice. Set devices.fsdp.enabled: false."
+            )
+        if compiled and self.precision != "fp32":
+            raise DeviceError(
+                f"devices.use_torch_compile is true with {self.precision} on mps, whose compiled "
+                "graphs fail on mixed dtypes. Set use_torch_compile: false, or mixed_precision: "
+                "fp32."
+            )
+
     def is_out_of_memory(self, error: RuntimeError) -> bool:
         """Whether an error says that an allocation failed; less memory may still be had."""
         if isinstance(error, torch.OutOfMemoryError):
@@ -208,6 +238,21 @@ class Device:
             torch.cuda.empty_cache()
         elif self.kind == "mps":
             torch.mps.empty_cache()
+
+    def memory_pressure(self) -> float | None:
+        """How much the driver holds, as a share of what the system recommends to hold at most.
+
+        None where nothing is recommended: there memory that runs out fails at once, while a Mac
+        begins to swap long before.
+        """
+        if self.kind != "mps":
+            return None
+        return torch.mps.driver_allocated_memory() / torch.mps.recommended_max_memory()
+
+    def free_scratch(self) -> None:
+        """Wait, where scratch memory of finished work is given back only to one who waits."""
+        if self.kind == "mps":
+            torch.mps.synchronize()
 
     def synchronize(self) -> None:
         """Wait until the device has done everything it was given, as timing needs it."""

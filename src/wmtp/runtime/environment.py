@@ -5,6 +5,12 @@ Imports nothing but ``os`` and ``sys``, so that a command can call it before tor
 
 import os
 import sys
+from typing import Final
+
+HIGH_WATERMARK: Final = 0.9
+LOW_WATERMARK: Final = 0.8
+"""Shares of the memory that is recommended on MPS. torch's own 1.7 lets a job that is too big swap
+for hours instead of failing."""
 
 _LIBRARY_DEFAULTS = {
     # a fork after the first use of a fast tokenizer would print a warning and slow it down
@@ -33,7 +39,8 @@ def set_environment_before_torch(
     """Set what torch, tokenizers and MLflow read once, when they are imported.
 
     The three settings of the config win over the shell, because ``run.yaml`` records them; None
-    leaves the variable as the shell has it. The defaults for other libraries only fill gaps.
+    leaves the variable as the shell has it, or as an earlier call set it. Watermarks that nobody
+    set, and the defaults for other libraries, only fill gaps.
 
     Args:
         mps_fallback_to_cpu: run operations that MPS lacks on the CPU (slow, and hides it).
@@ -50,6 +57,22 @@ def set_environment_before_torch(
         os.environ["PYTORCH_MPS_HIGH_WATERMARK_RATIO"] = str(mps_high_watermark)
     if mps_low_watermark is not None:
         os.environ["PYTORCH_MPS_LOW_WATERMARK_RATIO"] = str(mps_low_watermark)
+    high = os.environ.setdefault("PYTORCH_MPS_HIGH_WATERMARK_RATIO", str(HIGH_WATERMARK))
+    os.environ.setdefault("PYTORCH_MPS_LOW_WATERMARK_RATIO", _low_watermark_below(high))
     for name, value in _LIBRARY_DEFAULTS.items():
         os.environ.setdefault(name, value)
     return in_time
+
+
+def _low_watermark_below(high: str) -> str:
+    """The default, but not above a high one of the shell's, which torch refuses; 0 means no bound.
+
+    Example:
+        >>> _low_watermark_below("0.9"), _low_watermark_below("0.5"), _low_watermark_below("0.0")
+        ('0.8', '0.5', '0.8')
+    """
+    try:
+        bound = float(high)
+    except ValueError:  # torch will say so
+        return str(LOW_WATERMARK)
+    return str(min(LOW_WATERMARK, bound) if bound > 0 else LOW_WATERMARK)
