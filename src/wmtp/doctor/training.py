@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -114,9 +114,11 @@ def findings_of_job(
     yield attempt("loss falls", run)
 
 
-def quiet_console() -> Console:
+@contextmanager
+def quiet_console() -> Iterator[Console]:
     """A console whose user sees the findings instead."""
-    return Console(stream=open(os.devnull, "w", encoding="utf-8"))  # for the run
+    with open(os.devnull, "w", encoding="utf-8") as nowhere, Console(stream=nowhere) as console:
+        yield console
 
 
 def describe_model(job: Job) -> str:
