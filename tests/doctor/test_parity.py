@@ -16,8 +16,11 @@ from wmtp.doctor.parity import (
     parity_findings,
     step_agrees,
 )
-from wmtp.doctor.training import Trained
+from wmtp.doctor.training import quiet_console
+from wmtp.job import assembled
 from wmtp.runtime.device import available_kinds
+from wmtp.state import stored_model
+from wmtp.trial import trial_settings, write_data
 
 
 @pytest.mark.skipif("cuda" in available_kinds() or "mps" in available_kinds(), reason="a device")
@@ -40,9 +43,17 @@ def test_a_step_that_differs_is_seen(small_world: Path) -> None:
     assert agreement(reference, replace(reference, gradients=fewer))[1] == -1.0
 
 
-def test_every_operation_of_real_steps_is_compared(trained: Trained, small_world: Path) -> None:
+def test_every_operation_of_real_steps_is_compared(tmp_path: Path) -> None:
+    write_data(tmp_path)
+    with quiet_console() as console, assembled(trial_settings(tmp_path), console.log) as job:
+        stored = stored_model(job.model, job.tokenizer, job.ranks)
+        assert stored is not None
+        folder = tmp_path / "baseline" / "final"  # the reference of rho1, which may know nothing
+        folder.mkdir(parents=True)
+        stored.write(folder)
+        job.tokenizer.save(folder)
     compared: set[str] = set()
-    found = operations_agree(small_world, "cpu", "fp32", compared)
+    found = operations_agree(tmp_path, "cpu", "fp32", compared)
     assert found.outcome == "passed", found
     assert {"mm", "_fused_adamw_", "embedding_dense_backward", "native_layer_norm", "gather",
             "linalg_vector_norm", "index_fill_.int_Scalar"} <= compared  # fmt: skip
