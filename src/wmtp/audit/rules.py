@@ -123,7 +123,7 @@ def every_operation_has_a_kernel(trace: Trace, _: Expected) -> Found:
     """A Metal kernel, or a composite that was reviewed."""
     for one in trace.operations:
         kernel = kernels().get(one.name)
-        if kernel == "mps" or (kernel == "composite" and one.name in REVIEWED):
+        if kernel == "metal" or (kernel == "composite" and one.name in REVIEWED):
             continue
         if kernel == "composite":
             yield f"{one.name} is composite and not reviewed (audit/reviewed.py)", one.where

@@ -12,6 +12,7 @@ from wmtp.audit.cases import Case, small_cases
 from wmtp.audit.kernels import kernels
 from wmtp.audit.pretend import PRETENDED, why_not
 from wmtp.audit.rules import RULES, Finding, Rule, expected_of, findings
+from wmtp.audit.simulate import STEPS
 from wmtp.audit.trace import Part, Trace
 from wmtp.opening.model import trunk_shape
 from wmtp.runtime.device import describe_device
@@ -117,6 +118,7 @@ def run_audit(
     *,
     rules: Sequence[Rule] = RULES,
     tiled_from: int = TILED_FROM,
+    steps: int = STEPS,
 ) -> AuditResult:
     """Take three training steps of each case on a simulated MPS device and hold them to the rules.
 
@@ -127,13 +129,14 @@ def run_audit(
         report: told each result as it is there.
         rules: what to hold them to.
         tiled_from: see ``rules.expected_of``.
+        steps: how many training steps; fewer than three show less of what changes.
 
     Raises:
         DeviceError: the simulation itself ended early.
     """
     cases = small_cases() if cases is None else tuple(cases)
     names = tuple(rule.__name__.replace("_", " ") for rule in rules)
-    known = sum(kernel == PRETENDED for kernel in kernels().values())
+    known = sum(kernel == "metal" for kernel in kernels().values())
     problem = why_not()
     if problem is not None:
         return AuditResult(torch.__version__, known, names, skipped=problem)
@@ -141,6 +144,7 @@ def run_audit(
         Request(
             one.settings,
             PRETENDED,
+            steps=steps,
             scores_cached=one.scores_cached,
             tiled_attention=one.tiled_attention,
             stage1=one.stage1,
