@@ -1,6 +1,7 @@
 # make demo   set up, then train two small models on Python's own sources and compare them
 # make test   set up, then lint, type check and test
 # make faults kill, damage and starve real runs for half an hour; GROUP=kills for one group
+# make audit  every kind of training step on a simulated Apple GPU, and large models' peaks
 # make bench  measure the loss against other ways to compute it
 PYTHON ?= python3
 VENV := .venv
@@ -14,7 +15,7 @@ LLAMA_CPP := $(WMTP_CACHE)/llama.cpp
 NPM_INSTALL = timeout 180 npm install --silent --fetch-retries 1 --prefix $(LLAMA_CPP) \
 	--ignore-scripts --omit=optional
 
-.PHONY: help demo test lint faults bench clean
+.PHONY: help demo test lint faults audit bench clean
 help:
 	@grep '^# make' Makefile | cut -c3-
 
@@ -55,6 +56,9 @@ lint: $(VENV)/.test
 
 faults: $(VENV)/.test
 	$(BIN)/python -m pytest -q -n 2 --dist loadscope tests/faults$(GROUP:%=/test_%.py)
+
+audit: $(VENV)/.test
+	$(BIN)/python scripts/audit.py
 
 bench: $(VENV)/.test
 	$(BIN)/python benchmarks/loss.py

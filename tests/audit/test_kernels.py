@@ -4,7 +4,7 @@ from wmtp.audit.reviewed import REVIEWED
 
 def test_the_list_has_what_is_known_of_mps() -> None:
     found = kernels()
-    assert {found[name] for name in ("mm", "bmm", "_fused_adamw_", "add.Tensor")} == {"mps"}
+    assert {found[name] for name in ("mm", "bmm", "_fused_adamw_", "add.Tensor")} == {"metal"}
     assert {found[name] for name in ("t", "expand", "zeros_like")} == {"composite"}
     assert {found[name] for name in ON_THE_CPU} == {"cpu"}
     assert found.keys().isdisjoint({"_fused_rms_norm_backward", "heaviside", "geqrf"})
@@ -12,7 +12,7 @@ def test_the_list_has_what_is_known_of_mps() -> None:
 
 def test_structured_operations_have_the_kernel_of_their_out_variant() -> None:
     assert kernels()["softmax.int_out"] == "composite"
-    assert kernels()["_softmax"] == kernels()["_softmax.out"] == "mps"
+    assert kernels()["_softmax"] == kernels()["_softmax.out"] == "metal"
     assert "fractional_max_pool2d_backward" not in kernels()  # its out variant has none for MPS
 
 

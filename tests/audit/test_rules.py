@@ -5,9 +5,11 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.audit.conftest import Once
 from wmtp.audit.reviewed import REVIEWED
 from wmtp.audit.rules import RULES, Expected, findings, masters_are_float32
 from wmtp.audit.trace import Form, Operation, Trace, trace_from_dict
@@ -46,11 +48,15 @@ FOUND = {
 }
 
 
-@pytest.fixture(scope="module")
-def traces() -> dict[str, Trace]:
+def run_bad_steps() -> list[dict[str, Any]]:
     command = [sys.executable, "-m", "tests.audit.bad_steps"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def traces(once: Once) -> dict[str, Trace]:
+    rows = once("bad_steps", run_bad_steps)
     if "skipped" in rows[0]:
         pytest.skip(rows[0]["skipped"])
     return {row["step"]: trace_from_dict(row["trace"]) for row in rows}

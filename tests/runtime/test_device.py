@@ -34,6 +34,7 @@ def test_auto_takes_the_fastest(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch, "mps", "cpu")
     device = choose_device("auto", "fp32")
     assert (device.kind, device.exact_counts, device.pin_memory) == ("mps", False, False)
+    assert device.shape_parts == 4  # each new shape costs a graph there
     pretend(monkeypatch, "cuda", "mps", "cpu")
     assert choose_device("auto", "fp32").loss_workspace_bytes == 512 * 1024**2
 

@@ -1,5 +1,6 @@
 """What a frozen trunk says of a document does not depend on what else was asked."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -74,3 +75,15 @@ def test_without_room_nothing_but_ends_is_kept_and_nothing_changes(rows: Rows) -
     assert torch.equal(end, other)
     assert roomy.all(0) is roomy.all(0)
     assert cramped.all(0) is not cramped.all(0)
+
+
+def test_few_lengths_are_read_where_each_new_shape_costs_a_compilation(rows: Rows) -> None:
+    exact, few = job(), job()
+    few.device = replace(few.device, shape_parts=4)
+    lengths = {len(FrozenStates(few, rows, 1 << 20).all(document)) for document in range(3)}
+    assert lengths == {8, 12, 16}  # quarters of a row of 16
+    assert {len(FrozenStates(exact, rows, 1 << 20).all(d)) for d in range(3)} == {7, 11, 16}
+    for document in range(3):
+        wanted = FrozenStates(exact, rows, 1 << 20).all(document)
+        found = FrozenStates(few, rows, 1 << 20).all(document)[: len(wanted)]
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)

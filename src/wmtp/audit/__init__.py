@@ -28,6 +28,7 @@ def simulate(
     steps: int = STEPS,
     scores_cached: bool = True,
     vocab_size: int | None = None,
+    tiled_attention: bool | None = None,
 ) -> Trace:
     """Take the first training steps of a run without its numbers.
 
@@ -37,6 +38,7 @@ def simulate(
         steps: how many; at least 2 to see the optimizer's state at the peak.
         scores_cached: rho1's reference scores come with the data; False runs the reference.
         vocab_size: of the tokenizer, where it is known; else found as a run would find it.
+        tiled_attention: attention is made in tiles; None as the device likes it.
 
     Raises:
         DeviceError: this machine lacks what simulating the device takes.
@@ -49,8 +51,9 @@ def simulate(
             steps=steps,
             scores_cached=scores_cached,
             vocab_size=vocab_size,
+            tiled_attention=tiled_attention,
         )
-    request = Request(settings, device_type, steps, scores_cached, vocab_size)
+    request = Request(settings, device_type, steps, scores_cached, vocab_size, tiled_attention)
     (outcome,) = simulate_apart([request])
     if isinstance(outcome, Failed):
         raise DeviceError(f"the step could not be simulated on {device_type}: {outcome.message}")

@@ -41,6 +41,7 @@ class Request:
     steps: int = STEPS
     scores_cached: bool = True
     vocab_size: int | None = None
+    tiled_attention: bool | None = None
     stage1: bool = False
     strict: bool = False
 
@@ -134,6 +135,7 @@ def answer(request: Callable[[], Request]) -> Trace | Failed:
                 steps=one.steps,
                 scores_cached=one.scores_cached,
                 vocab_size=one.vocab_size,
+                tiled_attention=one.tiled_attention,
                 stage1=one.stage1,
             )
     except WmtpError as error:

@@ -38,7 +38,13 @@ from wmtp.weighting import Critic, find_critic
 
 
 def build_job(
-    settings: Settings, device: Device, steps: int, *, scores_cached: bool, vocab_size: int | None
+    settings: Settings,
+    device: Device,
+    steps: int,
+    *,
+    scores_cached: bool = True,
+    vocab_size: int | None = None,
+    tiled_attention: bool | None = None,
 ) -> Job:
     """The parts of a run of so many steps.
 
@@ -49,6 +55,7 @@ def build_job(
         scores_cached: the reference model's scores come with the data, if the weighting needs any;
             otherwise the model itself is there.
         vocab_size: of the tokenizer; None asks the recipe, the base model or the tokenizer itself.
+        tiled_attention: attention is made in tiles; None as the device likes it.
 
     Raises:
         WmtpError: a config or tokenizer that the sizes depend on cannot be read.
@@ -57,6 +64,8 @@ def build_job(
     with torch.device(device.torch_device):
         model = build_model(settings, vocab_size)
     model.set_gradient_checkpointing(recipe.train.gradient_checkpointing)
+    tiled = device.tiled_attention if tiled_attention is None else tiled_attention
+    model.set_tiled_attention(tiled)
     model.set_dropout(recipe.model.dropout)
     if recipe.train.freeze == "trunk":
         model.freeze_trunk()

@@ -51,12 +51,14 @@ class Case:
         settings: config and recipe.
         stage1: the steps of the critic's stage 1.
         scores_cached: rho1's reference scores come with the data.
+        tiled_attention: attention is made in tiles; None as the device likes it.
     """
 
     name: str
     settings: Settings
     stage1: bool = False
     scores_cached: bool = True
+    tiled_attention: bool | None = None
 
 
 def small_cases() -> tuple[Case, ...]:
@@ -93,6 +95,10 @@ def matrix() -> Iterator[Case]:
         yield case("gpt2", "baseline", "linear", precision, False, packed=False, dropout=0.1)
         yield case("llama", "rho1 token_skip", "sequential", precision, False, context="trunk")
         yield case("llama", "baseline", "parallel", precision, True, distill=0.5)
+        for trunk, packed in product(TRUNKS, (False, True)):
+            yield case(
+                trunk, "baseline", "sequential", precision, False, packed=packed, length=1024
+            )
 
 
 def case(
@@ -109,6 +115,7 @@ def case(
     dropout: float = 0.0,
     distill: float = 0.0,
     context: str = "chained",
+    length: int = 256,
 ) -> Case:
     """A small model with a real vocabulary: its logits are more than the loss may hold."""
     model = {
@@ -124,7 +131,7 @@ def case(
         model,
         WEIGHTINGS[weighting],
         precision,
-        data={"max_length": 512, "batch_size": 2, "pack_sequences": packed},
+        data={"max_length": length, "batch_size": 1024 // length, "pack_sequences": packed},
         train={
             "gradient_checkpointing": checkpointing,
             "freeze": "trunk" if frozen else "none",
@@ -141,6 +148,7 @@ def case(
         "dropout": dropout > 0,
         "distilled": distill > 0,
         f"context {context}": context != "chained",
+        f"rows of {length}": length != 256,
     }
     words = [weighting, trunk, heads, precision, *(word for word, is_so in more.items() if is_so)]
     stage1 = weighting == "critic stage 1"
@@ -148,7 +156,13 @@ def case(
 
 
 def full_size_case(
-    size: str, precision: str, batch_size: int, *, checkpointing: bool, length: int = 2048
+    size: str,
+    precision: str,
+    batch_size: int,
+    *,
+    checkpointing: bool,
+    length: int = 2048,
+    tiled_attention: bool | None = None,
 ) -> Case:
     """A training step of a model that someone would train, at its real sizes."""
     settings = settings_of(
@@ -159,7 +173,8 @@ def full_size_case(
         train={"gradient_checkpointing": checkpointing},
     )
     saved = ", checkpointed" if checkpointing else ""
-    return Case(f"{size}, {precision}, {batch_size} x {length}{saved}", settings)
+    name = f"{size}, {precision}, {batch_size} x {length}{saved}"
+    return Case(name, settings, tiled_attention=tiled_attention)
 
 
 def settings_of(

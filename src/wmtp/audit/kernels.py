@@ -9,7 +9,7 @@ from typing import Any, Final, Literal
 
 import yaml
 
-Kernel = Literal["mps", "composite", "cpu"]
+Kernel = Literal["metal", "composite", "cpu"]
 """A Metal kernel; operations that are put together from others; or the CPU, silently."""
 
 ON_THE_CPU: Final = frozenset(
@@ -38,7 +38,7 @@ def kernels() -> dict[str, Kernel]:
         keys = _keys(entry)
         # of a structured operation the out= variant alone is listed, and stands for the others
         if name in of_mps or entry.get("structured_delegate") in of_mps:
-            found[name] = "mps"
+            found[name] = "metal"
         # without a dispatch table the C++ function of that name calls other operations
         elif keys & set(_COMPOSITE) or not (keys or "structured_delegate" in entry):
             found[name] = "composite"

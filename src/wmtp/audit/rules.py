@@ -70,7 +70,7 @@ def expected_of(
     shape: LlamaShape,
     device: Device,
     *,
-    tiled_from: int | None,
+    tiled_from: int,
     stage1: bool = False,
 ) -> Expected:
     """What to expect of a run.
@@ -79,19 +79,17 @@ def expected_of(
         settings: of the run.
         shape: of its trunk.
         device: what it computes on.
-        tiled_from: in rows of so many tokens and more no matrix ``[T, T]`` may be there; None
-            where attention keeps them, however long rows are.
+        tiled_from: in rows of so many tokens and more no matrix ``[T, T]`` may be there.
         stage1: the steps are of the critic's stage 1.
     """
     recipe = settings.recipe
     B, S = recipe.data.train.batch_size, recipe.data.train.max_length
     workspace = device.loss_workspace(recipe.loss.chunk_rows)
     rows = workspace.rows_that_fit(shape.vocab_size, 4)
-    tiled = tiled_from is not None and tiled_from <= S
     return Expected(
         largest_bytes=rows * shape.vocab_size * 4,
         logits=B * S * recipe.model.heads.horizon * shape.vocab_size,
-        attention=B * shape.num_heads * S * S if tiled else None,
+        attention=B * shape.num_heads * S * S if tiled_from <= S else None,
         # with Muon, a model of hidden matrices alone might leave it nothing
         fused_adamw=device.fused_adamw and (stage1 or recipe.optim.name == "adamw"),
         product_dtype=str(device.compute_dtype).removeprefix("torch."),
@@ -125,7 +123,7 @@ def every_operation_has_a_kernel(trace: Trace, _: Expected) -> Found:
     """A Metal kernel, or a composite that was reviewed."""
     for one in trace.operations:
         kernel = kernels().get(one.name)
-        if kernel == "mps" or (kernel == "composite" and one.name in REVIEWED):
+        if kernel == "metal" or (kernel == "composite" and one.name in REVIEWED):
             continue
         if kernel == "composite":
             yield f"{one.name} is composite and not reviewed (audit/reviewed.py)", one.where

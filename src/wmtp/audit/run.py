@@ -12,13 +12,13 @@ from wmtp.audit.cases import Case, small_cases
 from wmtp.audit.kernels import kernels
 from wmtp.audit.pretend import PRETENDED, why_not
 from wmtp.audit.rules import RULES, Finding, Rule, expected_of, findings
+from wmtp.audit.simulate import STEPS
 from wmtp.audit.trace import Part, Trace
 from wmtp.opening.model import trunk_shape
 from wmtp.runtime.device import describe_device
 
-TILED_FROM: int | None = None
-"""Rows of so many tokens and more never have a matrix ``[T, T]``; None while attention keeps
-them."""
+TILED_FROM = 1024
+"""Rows of so many tokens and more never have a matrix ``[T, T]`` of attention."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,8 @@ def run_audit(
     report: Callable[[CaseResult], None] | None = None,
     *,
     rules: Sequence[Rule] = RULES,
-    tiled_from: int | None = TILED_FROM,
+    tiled_from: int = TILED_FROM,
+    steps: int = STEPS,
 ) -> AuditResult:
     """Take three training steps of each case on a simulated MPS device and hold them to the rules.
 
@@ -128,13 +129,14 @@ def run_audit(
         report: told each result as it is there.
         rules: what to hold them to.
         tiled_from: see ``rules.expected_of``.
+        steps: how many training steps; fewer than three show less of what changes.
 
     Raises:
         DeviceError: the simulation itself ended early.
     """
     cases = small_cases() if cases is None else tuple(cases)
     names = tuple(rule.__name__.replace("_", " ") for rule in rules)
-    known = sum(kernel == PRETENDED for kernel in kernels().values())
+    known = sum(kernel == "metal" for kernel in kernels().values())
     problem = why_not()
     if problem is not None:
         return AuditResult(torch.__version__, known, names, skipped=problem)
@@ -142,7 +144,9 @@ def run_audit(
         Request(
             one.settings,
             PRETENDED,
+            steps=steps,
             scores_cached=one.scores_cached,
+            tiled_attention=one.tiled_attention,
             stage1=one.stage1,
             strict=True,
         )
@@ -157,7 +161,7 @@ def run_audit(
 
 
 def judge(
-    case: Case, outcome: Trace | Failed, rules: Sequence[Rule], tiled_from: int | None
+    case: Case, outcome: Trace | Failed, rules: Sequence[Rule], tiled_from: int
 ) -> CaseResult:
     """What the rules say of one case."""
     if isinstance(outcome, Failed):

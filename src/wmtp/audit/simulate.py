@@ -36,6 +36,7 @@ def simulate_here(
     steps: int = STEPS,
     scores_cached: bool = True,
     vocab_size: int | None = None,
+    tiled_attention: bool | None = None,
     stage1: bool = False,
 ) -> Trace:
     """Take the first training steps of a run without its numbers, in this process.
@@ -47,6 +48,7 @@ def simulate_here(
         steps: how many; at least 2 to see the optimizer's state at the peak.
         scores_cached: rho1's reference scores come with the data; False runs the reference.
         vocab_size: of the tokenizer, where it is known; else found as a run would find it.
+        tiled_attention: attention is made in tiles; None as the device likes it.
         stage1: take steps of the critic's stage 1, in which the value head learns.
 
     Raises:
@@ -56,7 +58,14 @@ def simulate_here(
     run, inner = (run_stage1, learn_values) if stage1 else (run_steps, learn)
     watch = Watch(device_type, inner.__code__)
     with FakeTensorMode(), watch:
-        job = build_job(settings, device, steps, scores_cached=scores_cached, vocab_size=vocab_size)
+        job = build_job(
+            settings,
+            device,
+            steps,
+            scores_cached=scores_cached,
+            vocab_size=vocab_size,
+            tiled_attention=tiled_attention,
+        )
         run(job, watch, steps)
     modules = [job.model, *([] if job.value_head is None else [job.value_head])]
     return watch.trace(sum(p.numel() for module in modules for p in module.parameters()))
