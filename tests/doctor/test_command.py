@@ -1,6 +1,8 @@
 """``wmtp doctor`` as it is typed; its real run at the small size is done once."""
 
 import json
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +11,14 @@ import torch
 import yaml
 from typer.testing import CliRunner
 
+from wmtp import cli
 from wmtp.cli import app
+from wmtp.cli.machine import doctor_request
+from wmtp.doctor.doctor import own_training
 from wmtp.doctor.machine import machine_findings, products_are_right
-from wmtp.runtime.device import available_kinds
+from wmtp.doctor.memory import memory_is_enough, predicted_peak_bytes
+from wmtp.runtime.device import available_kinds, choose_device
+from wmtp.runtime.machine import this_machine
 from wmtp.trial import trial_settings
 
 
@@ -78,7 +85,13 @@ def typed(files: dict[str, Path]) -> list[object]:
 def test_a_dry_run_checks_files_and_trains_nothing(files: dict[str, Path], tmp_path: Path) -> None:
     result = run(*typed(files), "--dry-run")
     assert result.exit_code == 0, result.output
-    for name in ("keys and values", "models named", "tokenizer", "data and model", "memory"):
+    for name in (
+        "keys and values",
+        "models named",
+        "tokenizer",
+        "data and model",
+        "memory of a run",
+    ):
         assert f"passed       {name}" in result.output
     assert "loss" not in result.output
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.yaml", "recipe.yaml"]
@@ -96,8 +109,6 @@ def test_faults_of_files_are_told_in_the_table_and_end_with_2(
     files: dict[str, Path], change: str, name: str, word: str, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    from wmtp import cli
-
     arguments = ["wmtp", "doctor", *map(str, typed(files)), "--dry-run", "--set", change]
     monkeypatch.setattr("sys.argv", arguments)
     with pytest.raises(SystemExit) as ended:
@@ -109,13 +120,22 @@ def test_faults_of_files_are_told_in_the_table_and_end_with_2(
     assert word in told.err
 
 
+def test_a_recipe_that_does_not_fit_fails(
+    files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = doctor_request(str(files["--config"]), str(files["--recipe"]), None, None).settings
+    assert settings is not None
+    device = choose_device("cpu", "fp32")
+    peak = predicted_peak_bytes(settings, device)
+    assert memory_is_enough(settings).outcome == "passed"
+    small = replace(this_machine(), memory_bytes=int(peak / 0.75) - 1)
+    monkeypatch.setattr("wmtp.doctor.memory.this_machine", lambda: small)
+    found = memory_is_enough(settings)
+    assert (found.outcome, "lower data.train.batch_size" in found.found) == ("failed", True)
+
+
 def test_ten_steps_of_the_users_recipe_leave_nothing(files: dict[str, Path]) -> None:
     """The part of ``wmtp doctor --recipe`` that trains, without what is tested above."""
-    from contextlib import ExitStack
-
-    from wmtp.cli.machine import doctor_request
-    from wmtp.doctor.doctor import own_training
-
     request = doctor_request(
         str(files["--config"]), str(files["--recipe"]), None, ["train.max_steps=500"]
     )

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import torch
 
-from wmtp.audit.simulate import simulate_here
 from wmtp.bench.figures import Figure, Mode, Subject, Unit
 from wmtp.bench.loss_problem import (
     SKIPPED,
@@ -25,6 +24,7 @@ from wmtp.bench.loss_problem import (
     make_problem,
 )
 from wmtp.data.tokenizer import TextTokenizer
+from wmtp.doctor.memory import predicted_peak_bytes
 from wmtp.job import Job, assembled
 from wmtp.model.decoding.draft_length import Speculative
 from wmtp.model.generate import generate
@@ -119,7 +119,7 @@ def measure_training(place: Place, effort: Effort) -> list[Figure]:
         peak = device.peak_memory_bytes() - before
         if place.mode == "compiled":
             return [figure("training", place, speed, "tokens/s")]
-        predicted = simulate_here(settings, device_type=place.kind).peak_bytes
+        predicted = predicted_peak_bytes(settings, device)
     return [
         figure("training", place, speed, "tokens/s"),
         figure("peak memory", place, peak, "bytes"),

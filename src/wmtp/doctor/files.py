@@ -3,16 +3,14 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
-
 from wmtp.config import Settings
 from wmtp.data.tokenizer import TextTokenizer
-from wmtp.doctor.finding import Finding, attempt, judged, passed
+from wmtp.doctor.finding import Finding, attempt, not_checked, passed
+from wmtp.doctor.memory import memory_is_enough
 from wmtp.doctor.training import describe_model, quiet_console
-from wmtp.job import Job, assembled
+from wmtp.job import assembled
 from wmtp.opening.checks import check_start
 from wmtp.opening.data import is_prepared, open_tokenizer
-from wmtp.runtime.machine import GIBIBYTE
 
 STEPS = 10
 
@@ -43,7 +41,12 @@ def file_findings(settings: Settings) -> Iterator[Finding]:
         "keys and values", f"recipe {name}, {algorithm}: every key known, none out of range"
     )
     yield attempt("models named", lambda: models_are_there(settings))
-    yield attempt("tokenizer", lambda: describe_tokenizer(open_tokenizer(settings)))
+    tokenizer = attempt("tokenizer", lambda: describe_tokenizer(open_tokenizer(settings)))
+    yield tokenizer
+    if tokenizer.outcome == "passed":
+        yield attempt("memory of a run", lambda: memory_is_enough(settings))
+    else:
+        yield not_checked("memory of a run", "the tokenizer says how large the model is")
 
 
 def models_are_there(settings: Settings) -> Finding:
@@ -72,14 +75,12 @@ def kept_in(settings: Settings, place: Path) -> Settings:
 
 def opening_findings(settings: Settings) -> Iterator[Finding]:
     """Data read and the model loaded, as a run would; nothing trained and nothing kept."""
-    jobs: list[Finding] = []
 
     def open_all() -> Finding:
         with (
             quiet_console() as console,
             assembled(settings, console.log, keep_shards=False) as job,
         ):
-            jobs.append(state_fits(job))
             rows, length = len(job.train_rows), settings.recipe.data.train.max_length
             return passed(
                 "data and model",
@@ -88,17 +89,3 @@ def opening_findings(settings: Settings) -> Iterator[Finding]:
             )
 
     yield attempt("data and model", open_all)
-    yield from jobs
-
-
-def state_fits(job: Job) -> Finding:
-    """What every step needs at least: weights, gradients and the optimizer's moments."""
-    numbers = sum(p.numel() * (4 if p.requires_grad else 1) for p in job.model.parameters())
-    needed = numbers * 4
-    limit = job.device.recommended_memory_bytes() or psutil.virtual_memory().total
-    return judged(
-        "memory",
-        needed < limit,
-        f"weights, gradients and optimizer {needed / GIBIBYTE:.2f} GiB of {limit / GIBIBYTE:.1f} "
-        "GiB; activations come on top",
-    )
