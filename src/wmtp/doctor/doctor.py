@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import get_args
 
@@ -16,6 +17,7 @@ from wmtp.doctor.files import file_findings, kept_in, opening_findings
 from wmtp.doctor.finding import Finding, attempt, failure, in_group, not_checked, passed
 from wmtp.doctor.leftovers import fallbacks_are_none, semaphores_are_freed, start_run_with_worker
 from wmtp.doctor.machine import machine_findings
+from wmtp.doctor.memory import memory_is_enough
 from wmtp.doctor.parity import parity_findings
 from wmtp.doctor.training import training_findings
 from wmtp.errors import WmtpError
@@ -123,6 +125,7 @@ def own_training(settings: Settings, opened: ExitStack) -> Iterator[Finding]:
         except WmtpError as error:
             yield failure("tokenizer", error)
             return
+        yield attempt("memory of a run", partial(memory_is_enough, kept))
         yield from training_findings(kept, place)
 
 

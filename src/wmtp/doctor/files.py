@@ -41,12 +41,7 @@ def file_findings(settings: Settings) -> Iterator[Finding]:
         "keys and values", f"recipe {name}, {algorithm}: every key known, none out of range"
     )
     yield attempt("models named", lambda: models_are_there(settings))
-    tokenizer = attempt("tokenizer", lambda: describe_tokenizer(open_tokenizer(settings)))
-    yield tokenizer
-    if tokenizer.outcome == "passed":
-        yield attempt("memory of a run", lambda: memory_is_enough(settings))
-    else:
-        yield not_checked("memory of a run", "the tokenizer says how large the model is")
+    yield attempt("tokenizer", lambda: describe_tokenizer(open_tokenizer(settings)))
 
 
 def models_are_there(settings: Settings) -> Finding:
@@ -88,4 +83,9 @@ def opening_findings(settings: Settings) -> Iterator[Finding]:
                 f"{describe_model(job)}",
             )
 
-    yield attempt("data and model", open_all)
+    opened = attempt("data and model", open_all)
+    yield opened
+    if opened.outcome == "passed":
+        yield attempt("memory of a run", lambda: memory_is_enough(settings))
+    else:
+        yield not_checked("memory of a run", "there is no model whose memory could be predicted")
