@@ -21,7 +21,7 @@ from wmtp.audit.trace import PARTS
 
 def full_sizes() -> list[Case]:
     """Training steps of the large models, from the least memory to what a Mac may hold."""
-    ways = ((1, False), (1, True), (4, True))
+    ways = ((1, False), (4, True))
     return [
         full_size_case(size, precision, batch_size, checkpointing=checkpointing)
         for size, precision, (batch_size, checkpointing) in product(

@@ -2,8 +2,8 @@
 
 from typing import Any
 
+from wmtp.audit.cases import build_weighting
 from wmtp.config import Config, Recipe, Settings
-from wmtp.weighting import find_weighting
 
 
 def toy_settings(
@@ -17,7 +17,6 @@ def toy_settings(
     **train_data: Any,
 ) -> Settings:
     """One layer of width 32, three heads, two micro-batches of two rows of 16."""
-    keys = dict(weighting or {"algorithm": "baseline-mtp"})
     recipe = Recipe.model_validate(
         {
             "model": {
@@ -31,7 +30,7 @@ def toy_settings(
             "data": {
                 "train": {"sources": ["none.txt"], "max_length": 16, "batch_size": 2, **train_data}
             },
-            "weighting": find_weighting(keys.pop("algorithm")).model_validate(keys),
+            "weighting": build_weighting(weighting or {"algorithm": "baseline-mtp"}),
             "train": {
                 "max_steps": 3,
                 "gradient_accumulation": 2,

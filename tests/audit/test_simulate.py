@@ -1,5 +1,6 @@
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -7,11 +8,12 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from wmtp.audit import PARTS, Trace, simulate
+from wmtp.audit.apart import Request, read_requests, write_requests
 from wmtp.audit.blueprint import build_job
 from wmtp.audit.simulate import run_steps
 from wmtp.audit.trace import trace_from_dict
 from wmtp.audit.watch import Watch
-from wmtp.config import Settings
+from wmtp.config import ModelPaths, Settings
 from wmtp.runtime.device import describe_device
 from wmtp.step import learn
 
@@ -102,3 +104,39 @@ def test_a_reference_that_runs_is_held(trace: Trace) -> None:
 def test_a_trace_survives_json(trace: Trace) -> None:
     values: dict[str, Any] = json.loads(json.dumps(trace.as_dict()))
     assert trace_from_dict(values) == trace
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_of_a_model_directory_the_config_alone_is_read(tmp_path: Path, family: str) -> None:
+    sizes = {
+        "llama": {
+            "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4,
+            "intermediate_size": 64, "rms_norm_eps": 1e-5, "max_position_embeddings": 32,
+        },
+        "gpt2": {"n_embd": 32, "n_layer": 1, "n_head": 4, "n_positions": 32},
+    }[family]  # fmt: skip
+    config = {"model_type": family, "vocab_size": 128, "tie_word_embeddings": True, **sizes}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    settings = toy_settings(trunk=GPT2 if family == "gpt2" else None)
+    paths = settings.config.paths.model_copy(update={"models": ModelPaths(base=str(tmp_path))})
+    settings = settings.model_copy(
+        update={"config": settings.config.model_copy(update={"paths": paths})}
+    )
+    trace = simulate(settings, device_type="cpu", steps=1)
+    # embedding, and for each of the three blocks attention and MLP, and two joining maps
+    assert trace.parameters > 128 * 32 + 3 * 8 * 32 * 32
+    assert trace.peak_by_part["weights"] >= 4 * trace.parameters
+
+
+def test_settings_travel_to_another_process_and_back(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from wmtp.weighting import Weighting\n\n\nclass Mine(Weighting):\n    scope = 'known'\n"
+        "    strength: float = 1.0\n\n    def weights(self, signals):\n"
+        "        return signals.valid_BSH.float() * self.strength\n"
+    )
+    mine = {"algorithm": str(tmp_path / "mine.py"), "strength": 2.0}
+    settings = toy_settings(weighting={"algorithm": "shuffled", "around": mine}, precision="bf16")
+    write_requests(tmp_path, [Request(settings, steps=2), Request(toy_settings(), stage1=True)])
+    first, second = (read() for read in read_requests(tmp_path))
+    assert first.settings.as_dict() == settings.as_dict()
+    assert (first.steps, second.steps, second.stage1) == (2, 3, True)

@@ -70,17 +70,21 @@ def simulate_apart(requests: Sequence[Request]) -> Iterator[Trace | Failed]:
         raise DeviceError(f"mps cannot be simulated here: {problem}.")
     with tempfile.TemporaryDirectory(prefix="wmtp-audit-") as folder:
         write_requests(Path(folder), requests)
-        command = [sys.executable, "-m", "wmtp.audit", folder]
+        command = [sys.executable, "-P", "-m", "wmtp.audit", folder]
         with (
             tempfile.TemporaryFile("w+") as said,
             subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said, text=True) as process,
         ):
             assert process.stdout is not None
             done = 0
-            for line in process.stdout:
-                values = json.loads(line)
-                done += 1
-                yield Failed(**values) if "message" in values else trace_from_dict(values)
+            try:
+                for line in process.stdout:
+                    values = json.loads(line)
+                    done += 1
+                    yield Failed(**values) if "message" in values else trace_from_dict(values)
+            except BaseException:  # whoever asked wants no more, or was interrupted
+                process.kill()
+                raise
             if process.wait() or done < len(requests):
                 said.seek(0)
                 last = (said.read().strip().splitlines() or ["it said nothing"])[-1]

@@ -73,7 +73,7 @@ def small_cases() -> tuple[Case, ...]:
         ("gpt2", "shuffled", "parallel", "bf16", False),
         ("llama", "random_matched", "sequential", "bf16", True),
     )
-    return tuple(case(*parts) for parts in chosen)
+    return tuple(case(*parts, horizon=2) for parts in chosen)
 
 
 def matrix() -> Iterator[Case]:
@@ -116,6 +116,7 @@ def case(
     distill: float = 0.0,
     context: str = "chained",
     length: int = 256,
+    horizon: int = 3,
 ) -> Case:
     """A small model with a real vocabulary: its logits are more than the loss may hold."""
     model = {
@@ -124,14 +125,18 @@ def case(
         "num_layers": 1,
         "num_heads": 4,
         "dropout": dropout,
-        "heads": {"kind": heads, "horizon": 3, "context": context},
+        "heads": {"kind": heads, "horizon": horizon, "context": context},
         **TRUNKS[trunk],
     }
     settings = settings_of(
         model,
         WEIGHTINGS[weighting],
         precision,
-        data={"max_length": length, "batch_size": 1024 // length, "pack_sequences": packed},
+        data={
+            "max_length": length,
+            "batch_size": 4096 // (length * horizon),
+            "pack_sequences": packed,
+        },
         train={
             "gradient_checkpointing": checkpointing,
             "freeze": "trunk" if frozen else "none",
@@ -149,6 +154,7 @@ def case(
         "distilled": distill > 0,
         f"context {context}": context != "chained",
         f"rows of {length}": length != 256,
+        f"{horizon} heads": horizon != 3,
     }
     words = [weighting, trunk, heads, precision, *(word for word, is_so in more.items() if is_so)]
     stage1 = weighting == "critic stage 1"
