@@ -79,6 +79,10 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "recipe: {run: {name: tracked}, weighting: {algorithm: baseline-mtp}}\n"
     )
     (root / "tracked/metrics.jsonl").write_text('{"step": 1, "loss": 2.5}\n')
+    (root / "report.json").write_text(
+        '{"format": 1, "wmtp": "0", "torch": "2", "python": "3", "system": "Linux", "chip": "x", '
+        '"cores": 1, "memory_gibibytes": 1.0, "devices": {}, "figures": [], "left_out": []}'
+    )
     (root / "run/checkpoints").mkdir(parents=True)
     write_checkpoint(root / "run/checkpoints", 1, fill, 3)
     return root
@@ -137,6 +141,7 @@ def sources(world: Path) -> dict[str, Any]:
 
 
 OUT = ("--out", "out")
+DRY = "--dry-run"
 CRITIC = {
     "algorithm": "critic-wmtp", "reward": "model", "value_loss": "mse", "stage1": {"max_steps": 1},
 }  # fmt: skip
@@ -246,6 +251,21 @@ SLOTS: dict[str, dict[str, tuple[str, Callable[[Path], list[Any]]]]] = {
         "--model": ("model", lambda w: verified(w)),
         "--export": ("export", lambda w: verified(w)),
         "--prompts": ("text", lambda w: [*verified(w), "--prompts", w / "text.txt"]),
+    },
+    "doctor": {
+        "--recipe": ("settings", lambda w: ["--recipe", w / "settings.yaml", DRY]),
+        "--config": (
+            "settings",
+            lambda w: [*settings(w, {}, from_scratch(w)), "--config", w / "settings.yaml", DRY],
+        ),
+        "base": (
+            "model", lambda w: [*settings(w, {"models": {"base": str(w / "llama")}}, {}), DRY]
+        ),
+        "data.tokenizer": ("tokenizer", lambda w: [*settings(w, {}, from_scratch(w)), DRY]),
+        "data.train.sources": ("text", lambda w: [*settings(w, {}, from_scratch(w)), DRY]),
+    },
+    "bench": {
+        "--compare": ("report", lambda w: ["--compare", w / "report.json", w / "report.json"]),
     },
     "average": {"RUN": ("run", lambda w: [w / "run", "--last", 1])},
     "sync": {
@@ -659,6 +679,7 @@ PLACES = {
     "checkpoint": ("run/checkpoints/step-00000001", BAD_CHECKPOINTS),
     "run": ("run", BAD_RUNS),
     "run.yaml": ("tracked/run.yaml", BAD_SETTINGS),
+    "report": ("report.json", BAD_JSON),
     "metrics": ("tracked/metrics.jsonl", {"a device": as_device, "a folder": as_folder}),
 }
 FIRST_OF_ITS_KIND = {

@@ -15,6 +15,9 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [
     {"__main__"},
     {"cli"},
+    {"bench"},
+    {"doctor"},
+    {"trial"},
     {"launch"},
     {"evaluate", "dry_run", "score"},
     {"memory_plan"},

@@ -288,6 +288,32 @@ class Device:
             with suppress(OSError):  # absent outside Linux, forbidden in some containers
                 Path("/proc/self/clear_refs").write_text("5")
 
+    def held_memory_bytes(self) -> int:
+        """Memory that the run holds now: of the device where there is one, else of the process."""
+        if self.kind == "cuda":
+            return torch.cuda.memory_allocated()
+        if self.kind == "mps":
+            return torch.mps.driver_allocated_memory()
+        return psutil.Process().memory_info().rss
+
+    @property
+    def compile_is_trusted(self) -> bool:
+        """Whether ``devices.use_torch_compile`` may be expected to train as without it.
+
+        Inductor's Metal code is not tested for training, and mixing float32 with bfloat16 in it
+        has given wrong numbers.
+        """
+        return self.kind != "mps"
+
+    def recommended_memory_bytes(self) -> int | None:
+        """Memory of the device that a run may take; None for the CPU, which shares the machine's.
+
+        On MPS what Metal recommends, about three quarters of the machine's.
+        """
+        if self.kind == "cuda":
+            return int(torch.cuda.get_device_properties(self.torch_device).total_memory)
+        return torch.mps.recommended_max_memory() if self.kind == "mps" else None
+
     def peak_flops(self) -> float | None:
         """Dense FLOP/s that the chip's maker names for ``precision``, None where none is known."""
         if self.kind != "cuda" or self.precision == "fp32":
@@ -406,12 +432,9 @@ def memory_limit(kind: Kind, machine_gibibytes: float | None = None) -> MemoryLi
             total = total * 3 // 4 if total > _LARGEST_SMALL_MAC else total * 2 // 3
     elif kind not in available_kinds():
         return None
-    elif kind == "mps":
-        total = torch.mps.recommended_max_memory()
-    elif kind == "cuda":
-        total = torch.cuda.get_device_properties(0).total_memory
     else:
-        total = psutil.virtual_memory().total
+        recommended = describe_device(kind, "fp32").recommended_memory_bytes()
+        total = recommended or psutil.virtual_memory().total
     whose = {"mps": "that Metal recommends", "cuda": "of the GPU", "cpu": "of the machine"}[kind]
     return MemoryLimit(int(total * share), f"{share:.0%} of the {total / 2**30:.1f} GiB {whose}")
 
