@@ -17,7 +17,8 @@ from wmtp.cli.machine import doctor_request
 from wmtp.doctor.doctor import own_training
 from wmtp.doctor.machine import machine_findings, products_are_right
 from wmtp.doctor.memory import memory_is_enough
-from wmtp.runtime.device import available_kinds
+from wmtp.memory_plan import predict
+from wmtp.runtime.device import MemoryLimit, available_kinds
 from wmtp.trial import trial_settings
 
 
