@@ -5,4 +5,5 @@ from pathlib import Path
 
 from wmtp.audit.apart import main
 
-main(Path(sys.argv[1]))
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
