@@ -16,7 +16,7 @@ LIKELY = 0.85
 def taught_model(
     kind: str, trunk: str = "llama", hidden: str = "post_norm", context: str = "chained"
 ) -> MultiTokenModel:
-    """Four heads after 120 steps on a chain in which each token has one likely successor."""
+    """Four heads after 150 steps on a chain in which each token has one likely successor."""
     model = toy_model(
         4, hidden, kind=kind, trunk=trunk, context=context, max_seq_length=192
     ).train()
@@ -27,7 +27,7 @@ def taught_model(
             if parameter.dim() > 1:
                 parameter.mul_(0.3)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    for _ in range(120):
+    for _ in range(150):
         x_BT = chain(successors_V3, 16, 29, generator)
         targets_BSH = x_BT[:, 1:].unfold(1, 4, 1)
         logits_BSHV = model.logits(x_BT[:, :25], targets_BSH)
