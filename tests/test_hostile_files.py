@@ -78,6 +78,14 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "config: {mlflow: {enabled: false}, tensorboard: {enabled: true}}\n"
         "recipe: {run: {name: tracked}, weighting: {algorithm: baseline-mtp}}\n"
     )
+    for name in ("compared", "rival"):
+        (root / name).mkdir()
+        (root / name / "evaluation.json").write_text('{"perplexity": {"each": [[9, 20, 30.0]]}}')
+        (root / name / "run.yaml").write_text(
+            "config: {devices: {seed: 0}}\n"
+            "recipe: {weighting: {algorithm: column}, model: {heads: {horizon: 4}}}\n"
+        )
+        (root / name / "metrics.jsonl").write_text('{"step": 1, "eval/loss": 2.5}\n')
     (root / "tracked/metrics.jsonl").write_text('{"step": 1, "loss": 2.5}\n')
     (root / "report.json").write_text(
         '{"format": 1, "wmtp": "0", "torch": "2", "python": "3", "system": "Linux", "chip": "x", '
@@ -271,6 +279,11 @@ SLOTS: dict[str, dict[str, tuple[str, Callable[[Path], list[Any]]]]] = {
     "sync": {
         "run.yaml": ("run.yaml", lambda w: [w / "tracked"]),
         "metrics.jsonl": ("metrics", lambda w: [w / "tracked"]),
+    },
+    "compare": {
+        "evaluation.json": ("evaluation", lambda w: [w / "rival", w / "compared"]),
+        "run.yaml": ("compared run.yaml", lambda w: [w / "rival", w / "compared"]),
+        "metrics.jsonl": ("compared metrics", lambda w: [w / "rival", w / "compared"]),
     },
     "data prepare": {
         "--source": (
@@ -680,6 +693,21 @@ PLACES = {
     "run": ("run", BAD_RUNS),
     "run.yaml": ("tracked/run.yaml", BAD_SETTINGS),
     "report": ("report.json", BAD_JSON),
+    "evaluation": (
+        "compared/evaluation.json",
+        BAD_JSON
+        | {
+            "no list": content('{"perplexity": {"each": {"a": 1}}}'),
+            "text for numbers": content('{"perplexity": {"each": [["a", "b", "c"]]}}'),
+            "nothing counted": content('{"heads": {"each": {"h": {"nats": [], "targets": []}}}}'),
+            "no tries": content('{"mbpp": {"problems": [{"task_id": 1, "n": 0, "c": 0}]}}'),
+        },
+    ),
+    "compared run.yaml": ("compared/run.yaml", BAD_SETTINGS),
+    "compared metrics": (
+        "compared/metrics.jsonl",
+        {"a device": as_device, "a folder": as_folder},
+    ),
     "metrics": ("tracked/metrics.jsonl", {"a device": as_device, "a folder": as_folder}),
 }
 FIRST_OF_ITS_KIND = {

@@ -15,7 +15,7 @@ from wmtp.data.shards import is_shards
 from wmtp.data.sources import Source, read_texts
 from wmtp.data.tokenizer import TextTokenizer
 from wmtp.errors import ConfigError, DataError
-from wmtp.evaluation.held_out import measure_heads
+from wmtp.evaluation.head_details import measure_head_details
 from wmtp.evaluation.perplexity import measure_text
 from wmtp.loss import Workspace
 from wmtp.model.hf_layout import load_model
@@ -81,7 +81,6 @@ def evaluate(
             tokenizer,
             sources,
             device,
-            workspace,
             length,
             batch_size,
             cache,
@@ -111,6 +110,16 @@ def make_results_folder(folder: Path) -> None:
     """
     with storage_errors(f"{folder} could not be created"):
         folder.mkdir(parents=True, exist_ok=True)
+
+
+def without_parts(result: dict[str, Any]) -> dict[str, Any]:
+    """The figures alone, without those of each row and document."""
+    return {
+        name: {key: figure for key, figure in part.items() if key != "each"}
+        if isinstance(part, dict)
+        else part
+        for name, part in result.items()
+    }
 
 
 def write_results(result: dict[str, Any], folder: Path) -> Path:
@@ -168,7 +177,6 @@ def _heads(
     tokenizer: TextTokenizer,
     sources: tuple[Source, ...],
     device: Device,
-    workspace: Workspace,
     length: int,
     batch_size: int,
     cache: Path,
@@ -179,7 +187,7 @@ def _heads(
     rows = Rows(shards, min(length, most or length), packed=most > 0)
     scale = model.heads_shape.head_scale or (1.0,) * model.horizon
     batches = evaluation_batches(rows, batch_size=batch_size, horizon=model.horizon)
-    figures = measure_heads(model, batches, device, scale, workspace)
+    figures = measure_head_details(model, batches, device, scale)
     if not figures:
         raise DataError("the data has no target to predict: give longer documents.")
     return {

@@ -25,6 +25,7 @@ LAYERS = [
     {"stage1", "step"},
     {"state", "job", "average", "sync", "config_check"},
     {"opening"},
+    {"comparison"},
     {"config"},
     {"config_files"},
     {"verify"},

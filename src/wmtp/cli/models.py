@@ -49,7 +49,7 @@ def evaluate(
     """Measure a model on text: perplexity and bits per byte, or every head."""
     import tempfile
 
-    from wmtp.evaluate import check_suites, make_results_folder, write_results
+    from wmtp.evaluate import check_suites, make_results_folder, without_parts, write_results
     from wmtp.evaluate import evaluate as run_evaluation
 
     suites = tuple(name.strip() for name in suite.split(",") if name.strip())
@@ -69,7 +69,7 @@ def evaluate(
             cache=Path(cache),
             report=note,
         )
-    print(json.dumps(result, indent=1, ensure_ascii=False))
+    print(json.dumps(without_parts(result), indent=1, ensure_ascii=False))
     if out is not None:
         print(write_results(result, out), file=sys.stderr)
 

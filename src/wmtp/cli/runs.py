@@ -1,4 +1,4 @@
-"""What is done with the folder of a run: ``wmtp average`` and ``wmtp sync``."""
+"""What is done with the folders of runs: ``wmtp average``, ``wmtp sync``, ``wmtp compare``."""
 
 import sys
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from wmtp.cli.apps import app
-from wmtp.cli.options import Verbose
+from wmtp.cli.options import ConfigFile, Overrides, Split, Verbose, note
 from wmtp.errors import ConfigError
 
 
@@ -60,3 +60,62 @@ def sync(
         raise ConfigError(f"'{run}' is no run folder (it has no run.yaml). Give one as runs/NAME.")
     with hold_run_lock(folder.lock_file, folder.name):
         send_what_is_missing(folder, tracking_uri, print)
+
+
+@app.command()
+def compare(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(help="Run folders, or what evaluate --out wrote; with --grid recipes."),
+    ],
+    grid: Annotated[
+        bool, typer.Option("--grid", help="Train and evaluate these recipes first.")
+    ] = False,
+    html: Annotated[Path | None, typer.Option(help="Write a page to this file.")] = None,
+    config: ConfigFile = None,
+    override: Overrides = None,
+    data: Annotated[
+        list[str] | None, typer.Option("--data", help="With --grid: text to evaluate on.")
+    ] = None,
+    split: Split = "all",
+    seeds: Annotated[int, typer.Option(min=1, help="With --grid: runs of each recipe.")] = 3,
+    controls: Annotated[
+        str, typer.Option(help="With --grid: next-token, shuffled, random_matched.")
+    ] = "",
+    out: Annotated[Path, typer.Option(help="With --grid: where run folders go.")] = Path(
+        "runs/grid"
+    ),
+    verbose: Verbose = False,
+) -> None:
+    """Put runs side by side: intervals, paired tests, and what cannot be told apart.
+
+    The first is what the others are compared with. Runs that differ in their seed alone are one
+    group. A grid goes on where it stopped.
+    """
+    from wmtp.comparison.grid import cells, run_grid
+    from wmtp.comparison.page import as_page, as_text, tables
+    from wmtp.comparison.pairs import compare as compare_runs
+    from wmtp.comparison.results import read_run
+    from wmtp.runtime.durable import replace_file, storage_errors
+
+    if grid:
+        if not data:
+            raise ConfigError("--grid needs --data: the text that all runs are evaluated on.")
+        named = [name.strip() for name in controls.split(",") if name.strip()]
+        options = ["--split", split, *(part for one in data for part in ("--data", one))]
+        place = None if config is None else Path(config)
+        runs = run_grid(cells(runs, named, seeds), out, place, override or [], options, note)
+    elif len(runs) < 2:
+        raise ConfigError("one run is nothing to compare. Give two or more.")
+    read = [read_run(path) for path in runs]
+    found = tables(read, compare_runs(read))
+    if not found:
+        raise ConfigError(
+            "these runs have no figure in common. Evaluate them on the same data: wmtp evaluate "
+            "--model RUN/final --data TEXT --out RUN/evaluation."
+        )
+    print(as_text(found))
+    if html is not None:
+        with storage_errors(f"{html} could not be written"):
+            replace_file(html, as_page(found).encode())
+        print(html, file=sys.stderr)

@@ -24,6 +24,7 @@ class TextFigures:
         nats: summed cross-entropy.
         window: tokens per pass; windows follow each other, each starting from the last token of
             the one before, so that every token is predicted once, early ones with less context.
+        each: tokens, bytes and nats of each document, for comparisons.
     """
 
     documents: int
@@ -31,6 +32,7 @@ class TextFigures:
     text_bytes: int
     nats: float
     window: int
+    each: tuple[tuple[int, int, float], ...] = ()
 
     @property
     def perplexity(self) -> float:
@@ -66,16 +68,14 @@ def measure_text(
     """
     was_training = model.training
     model.eval()
-    documents = tokens = text_bytes = 0
-    nats = 0.0
+    each: list[tuple[int, int, float]] = []
     for text in texts:
         before = len(tokenizer.bos_ids)
         ids = [*tokenizer.bos_ids, *tokenizer.encode(text)][:max_tokens]
         if len(ids) < 2:
             continue
-        documents += 1
-        tokens += len(ids) - 1
-        text_bytes += len(tokenizer.decode(ids[max(1, before) :]).encode())
+        text_bytes = len(tokenizer.decode(ids[max(1, before) :]).encode())
+        nats = 0.0
         for start in range(0, len(ids) - 1, window):
             part = torch.tensor(ids[start : start + window + 1], device=device.torch_device)
             inputs_BS, targets_BSH = part[None, :-1], part[None, 1:, None]
@@ -86,7 +86,10 @@ def measure_text(
                 (hidden_BSD,), model.unembeddings[:1], targets_BSH, valid_BSH, workspace
             )
             nats += ce_BSH.sum(dtype=device.sum_dtype).item()
+        each.append((len(ids) - 1, text_bytes, nats))
     model.train(was_training)
-    if not tokens or not text_bytes:
+    tokens, total_bytes = sum(one[0] for one in each), sum(one[1] for one in each)
+    if not tokens or not total_bytes:
         return None
-    return TextFigures(documents, tokens, text_bytes, nats, window)
+    total = math.fsum(one[2] for one in each)
+    return TextFigures(len(each), tokens, total_bytes, total, window, tuple(each))
