@@ -158,3 +158,18 @@ def _drafts(speculative: str) -> "Speculative":
             f"--speculative is '{speculative}': give a number of tokens, auto or off."
         )
     return int(speculative)
+
+
+@app.command(
+    "lm-eval",
+    context_settings={
+        "allow_extra_args": True,
+        "ignore_unknown_options": True,
+        "help_option_names": [],
+    },
+)
+def lm_eval(context: typer.Context) -> None:
+    """Run lm-evaluation-harness; all options are its own, --model wmtp is ours."""
+    from wmtp.harness.command import run_harness
+
+    run_harness(context.args)
