@@ -14,7 +14,7 @@ from lm_eval.api.registry import register_model
 
 from wmtp.data.tokenizer import TextTokenizer
 from wmtp.errors import ConfigError
-from wmtp.evaluation.samples import Prompt, Wanted, write_samples
+from wmtp.evaluation.continuations import Prompt, Wanted, write_samples
 from wmtp.model.decoding.draft_vocabulary import load_draft_vocabulary
 from wmtp.model.hf_layout import load_model
 from wmtp.runtime.device import Device, choose_device
