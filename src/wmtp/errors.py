@@ -31,6 +31,10 @@ class DeviceError(WmtpError):
     """A device, dtype or distributed setting that this machine does not have."""
 
 
+class SandboxError(WmtpError):
+    """Programs cannot be confined on this machine, so none was run."""
+
+
 class LostRankError(DeviceError):
     """Another rank of the run has ended; what ended it is that one's, or the launcher's, to say."""
 

@@ -1,0 +1,1 @@
+"""Run programs that nobody has read, where they can do no harm, and judge them."""

@@ -1,0 +1,72 @@
+"""Everything that confines a judged program, in the order in which it is put on."""
+
+import os
+import platform
+import sys
+from dataclasses import dataclass, field
+from typing import Any, Final, final
+
+from .limits import addresses_in_use, limit_process
+
+LANDLOCK: Final = "landlock"
+SECCOMP: Final = "seccomp"
+NAMESPACES: Final = "namespaces"
+SEATBELT: Final = "seatbelt"
+
+
+@final
+@dataclass
+class Confinement:
+    """What a judge asked its fork server to confine programs with.
+
+    Attributes:
+        layers: of the names above.
+        work: an existing folder, in or over which each program gets one of its own.
+    """
+
+    layers: frozenset[str]
+    work: str
+    readable: list[str] = field(default_factory=list)
+
+    def prepare(self) -> None:
+        """Find out once what each program needs.
+
+        Raises:
+            OSError: this machine lacks a layer that was asked for.
+        """
+        if LANDLOCK in self.layers:
+            from .landlock import landlock_version, library_paths
+
+            landlock_version()
+            self.readable = library_paths()
+        if SECCOMP in self.layers:
+            from .seccomp import filter_program
+
+            filter_program(platform.machine(), os.getpid())
+
+    def apply(self, limits: dict[str, Any], folder: str) -> None:
+        """Confine this process for good; ``folder`` is all that it may write to.
+
+        Raises:
+            OSError: the kernel refused; nothing must be run then.
+        """
+        limit_process(
+            limits["cpu_seconds"], limits["memory_bytes"], limits["file_bytes"], addresses_in_use()
+        )
+        if LANDLOCK in self.layers:
+            from .landlock import restrict_files
+
+            restrict_files(self.readable, [folder, "/dev/null"])
+        if SEATBELT in self.layers:
+            from .seatbelt import confine
+
+            confine(folder)
+        if sys.platform == "linux":
+            from .kernel import renounce_privileges
+
+            renounce_privileges()
+        if SECCOMP in self.layers:
+            from .kernel import install_filter
+            from .seccomp import filter_program
+
+            install_filter(filter_program(platform.machine(), os.getpid()))

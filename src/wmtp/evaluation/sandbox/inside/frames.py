@@ -1,0 +1,91 @@
+"""Messages between processes: a length and JSON, never anything that could run when it is read."""
+
+import json
+import os
+import struct
+from collections.abc import Callable
+from typing import Any, Final, final
+
+MOST_BYTES: Final = 64 << 20
+_LENGTH: Final = struct.Struct("<Q")
+_PIECE: Final = 1 << 20
+
+
+class Ended(BaseException):
+    """The other process is no more; no ``except Exception`` of tests may take this for less."""
+
+
+class MalformedMessage(Exception):
+    """The other process sent what is no message."""
+
+
+@final
+class Channel:
+    """Sends and receives messages through two functions that work like os.read and os.write."""
+
+    def __init__(
+        self,
+        read: Callable[[int], bytes],
+        write: Callable[[memoryview], int],
+        most: int = MOST_BYTES,
+    ) -> None:
+        self._read, self._write, self._most = read, write, most
+
+    @classmethod
+    def of(cls, reading: int, writing: int | None = None, most: int = MOST_BYTES) -> "Channel":
+        """Over descriptors; one of a socket serves for both ways."""
+        out = reading if writing is None else writing
+        return cls(lambda count: os.read(reading, count), lambda view: os.write(out, view), most)
+
+    def send(self, message: object) -> None:
+        """Send a message.
+
+        Raises:
+            Ended: nobody is left to receive it.
+            MemoryError: it is larger than any that is received.
+        """
+        self.send_bytes(json.dumps(message, separators=(",", ":")).encode("ascii"))
+
+    def send_bytes(self, content: bytes) -> None:
+        """Send a message that is no JSON; see ``send``."""
+        if len(content) > self._most:
+            raise MemoryError(f"a message of {len(content)} bytes; {self._most} are the most")
+        try:
+            for part in (_LENGTH.pack(len(content)), content):
+                view = memoryview(part)
+                while view:
+                    view = view[self._write(view) :]
+        except (BrokenPipeError, ConnectionResetError):
+            raise Ended from None
+
+    def receive(self) -> Any:
+        """The next message.
+
+        Raises:
+            Ended: there is none, or only a part of one.
+            MalformedMessage: it is no JSON.
+            MemoryError: it is too large.
+        """
+        try:
+            return json.loads(self.receive_bytes())
+        except (ValueError, RecursionError) as error:
+            raise MalformedMessage(str(error)[:200]) from error
+
+    def receive_bytes(self) -> bytes:
+        """The next message, which may be no JSON; see ``receive``."""
+        (length,) = _LENGTH.unpack(self._exactly(_LENGTH.size))
+        if length > self._most:
+            raise MemoryError(f"a message of {length} bytes; {self._most} are the most")
+        return self._exactly(length)
+
+    def _exactly(self, count: int) -> bytes:
+        parts = bytearray()
+        while len(parts) < count:
+            try:
+                part = self._read(min(_PIECE, count - len(parts)))
+            except ConnectionResetError:
+                raise Ended from None
+            if not part:
+                raise Ended
+            parts += part
+        return bytes(parts)
