@@ -5,7 +5,7 @@ import sys
 import time
 import traceback
 
-from wmtp.cli import training, planning, models, engines, runs, machine, data  # isort: skip  # in the order of --help
+from wmtp.cli import training, planning, models, judging, engines, runs, machine, data  # isort: skip  # in the order of --help
 from wmtp.cli.apps import app
 from wmtp.distributed.launcher import end_with_the_launcher, is_launched
 from wmtp.errors import LostRankError, WmtpError
@@ -13,7 +13,18 @@ from wmtp.runtime.environment import set_environment_before_torch
 from wmtp.runtime.stopping import end_in_order
 from wmtp.untrusted import printable
 
-__all__ = ["app", "data", "engines", "machine", "main", "models", "planning", "runs", "training"]
+__all__ = [
+    "app",
+    "data",
+    "engines",
+    "judging",
+    "machine",
+    "main",
+    "models",
+    "planning",
+    "runs",
+    "training",
+]
 
 NEWEST = "newest"
 """``--resume`` alone; as ``launch.NEWEST``, which is not imported for every command."""

@@ -11,70 +11,71 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
+from typing import Any
 
 
-def read_outside(target: dict) -> None:
+def _read_outside(target: dict[str, Any]) -> None:
     with open(target["canary"]) as file:
         file.read()
 
 
-def list_outside(target: dict) -> None:
+def _list_outside(target: dict[str, Any]) -> None:
     os.listdir(os.path.dirname(target["canary"]))
 
 
-def write_outside(target: dict) -> None:
+def _write_outside(target: dict[str, Any]) -> None:
     with open(target["canary"] + ".written", "w") as file:
         file.write("x")
 
 
-def remove_outside(target: dict) -> None:
+def _remove_outside(target: dict[str, Any]) -> None:
     os.unlink(target["canary"] + ".removable")
 
 
-def change_outside(target: dict) -> None:
+def _change_outside(target: dict[str, Any]) -> None:
     os.chmod(target["canary"], 0o600)
 
 
-def connect_over_ip(target: dict) -> None:
+def _connect_over_ip(target: dict[str, Any]) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as connection:
         connection.settimeout(2)
         connection.connect(("127.0.0.1", target["port"]))
 
 
-def connect_by_path(target: dict) -> None:
+def _connect_by_path(target: dict[str, Any]) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(2)
         connection.connect(target["socket"])
 
 
-def send_by_path(target: dict) -> None:
+def _send_by_path(target: dict[str, Any]) -> None:
     one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
     with one, other:
         one.sendto(b"x", target["datagrams"])
 
 
-def fork(target: dict) -> None:
+def _fork(target: dict[str, Any]) -> None:
     if os.fork() == 0:
         os._exit(0)
 
 
-def see_other_processes(target: dict) -> None:
+def _see_other_processes(target: dict[str, Any]) -> None:
     os.kill(-1, 0)
 
 
-def trace(target: dict) -> None:
+def _trace(target: dict[str, Any]) -> None:
     _succeed(ctypes.CDLL(None).ptrace(0, 0, 0, 0))
 
 
-def enter_a_namespace(target: dict) -> None:
+def _enter_a_namespace(target: dict[str, Any]) -> None:
     _succeed(ctypes.CDLL(None).unshare(0x10000000))
 
 
-def take_memory(target: dict) -> None:
+def _take_memory(target: dict[str, Any]) -> None:
     bytearray(target["bytes"])
 
 
-def kill_the_parent(target: dict) -> None:
+def _kill_the_parent(target: dict[str, Any]) -> None:
     os.kill(os.getppid(), signal.SIGKILL)
 
 
@@ -83,21 +84,32 @@ def _succeed(result: int) -> None:
         raise OSError
 
 
-ATTEMPTS: tuple[Callable[[dict], None], ...] = (
-    read_outside, list_outside, write_outside, remove_outside, change_outside, connect_over_ip,
-    connect_by_path, send_by_path, fork, see_other_processes, trace, enter_a_namespace, take_memory,
-    kill_the_parent,
-)  # fmt: skip
+ATTEMPTS: tuple[Callable[[dict[str, Any]], None], ...] = (
+    _read_outside,
+    _list_outside,
+    _write_outside,
+    _remove_outside,
+    _change_outside,
+    _connect_over_ip,
+    _connect_by_path,
+    _send_by_path,
+    _fork,
+    _see_other_processes,
+    _trace,
+    _enter_a_namespace,
+    _take_memory,
+    _kill_the_parent,
+)
 
 
-def main() -> None:
+def _main() -> None:
     target = json.loads(sys.stdin.read())
     for attempt in ATTEMPTS:
         try:
             attempt(target)
         except BaseException:
             continue
-        print(attempt.__name__, flush=True)
+        print(attempt.__name__.strip("_"), flush=True)
     try:
         os.execv("/bin/true", ["true"])
     except OSError:
@@ -105,4 +117,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    _main()

@@ -32,7 +32,7 @@ class Isolation:
 
 
 def python_command(work: Path) -> list[str]:
-    """This Python, without site-packages and without the user's settings."""
+    """The Python that runs this, without site-packages and without the user's settings."""
     return [sys.executable, *_PYTHON_OPTIONS, str(START)]
 
 
@@ -71,6 +71,6 @@ def candidates() -> list[Isolation]:
 
 
 REMEDY: Final = (
-    "Use Linux 5.13 or newer with Landlock and seccomp, or install bubblewrap; --unsafe runs programs "
-    "without protection."
+    "Use Linux 5.13 or newer with Landlock and seccomp, or install bubblewrap; --unsafe runs "
+    "programs without protection."
 )

@@ -106,24 +106,22 @@ class Judge:
     def judge_many(self, cases: Iterable[Case], workers: int = 1) -> Iterator[tuple[Case, Verdict]]:
         """Judge cases on several processors; each comes with its verdict as soon as it has one.
 
-        Cases are taken from ``cases`` when there is a worker for them. Order is that of the verdicts.
+        Cases are taken when there is a worker for them; the order is that of the verdicts.
         """
         if workers < 1:
             raise ValueError(f"workers is {workers}: at least 1 is needed")
-        with ThreadPoolExecutor(workers, thread_name_prefix="judge") as pool:
-            running: dict[Future[Verdict], Case] = {}
-            rest = iter(cases)
-            try:
-                for case in rest:
-                    given = (case.program, case.tests, case.kind, case.limits)
-                    running[pool.submit(self.judge, *given)] = case
-                    if len(running) > workers:
-                        yield from _finished(running)
-                while running:
+        pool = ThreadPoolExecutor(workers, thread_name_prefix="judge")
+        running: dict[Future[Verdict], Case] = {}
+        try:
+            for case in cases:
+                given = (case.program, case.tests, case.kind, case.limits)
+                running[pool.submit(self.judge, *given)] = case
+                if len(running) > workers:
                     yield from _finished(running)
-            finally:
-                for future in running:
-                    future.cancel()
+            while running:
+                yield from _finished(running)
+        finally:  # one who stops early closes the judge: then what runs ends at once
+            pool.shutdown(wait=False, cancel_futures=True)
 
     def _judge_asserts(self, program: str, tests: str, limits: Limits) -> Verdict:
         return self._judge_run("assert", program, "", tests, limits)[0]
@@ -200,7 +198,7 @@ def _finished(running: dict[Future[Verdict], Case]) -> Iterator[tuple[Case, Verd
         yield running.pop(future), future.result()
 
 
-# one judge for the whole process -------------------------------------------------------------------
+# one judge for the whole process ------------------------------------------------------------------
 
 _common: dict[tuple[int, bool], Judge] = {}
 _common_lock = threading.Lock()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final, final
 
 from wmtp.errors import SandboxError
-from wmtp.evaluation.sandbox.inside.frames import Channel, Ended, MalformedMessage
+from wmtp.evaluation.sandbox.inside.frames import Channel, Ended, MalformedMessageError
 from wmtp.evaluation.sandbox.isolation import ENVIRONMENT, Isolation
 
 _START_SECONDS: Final = 60.0
@@ -47,7 +47,7 @@ class Server:
         try:
             channel.send({"layers": sorted(isolation.layers), "work": str(work)})
             answer = channel.receive()
-        except (Ended, MalformedMessage, OSError) as error:
+        except (Ended, MalformedMessageError, OSError) as error:
             self.close()
             raise SandboxError(f"{isolation.name}: its Python did not start") from error
         if "error" in answer:
@@ -82,7 +82,7 @@ class Server:
                 pass  # it has been judged before it got to its tests
             try:
                 return channel.receive(), channel.receive_bytes()
-            except (Ended, MalformedMessage, OSError):
+            except (Ended, MalformedMessageError, OSError):
                 return None
 
     def close(self) -> None:

@@ -6,7 +6,7 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
-from inside.fork_server import main
+from inside.fork_server import main  # type: ignore[import-not-found]
 
 sys.path.pop(0)
 main(socket.socket(fileno=int(sys.argv[1])))

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from .confinement import NAMESPACES, Confinement
-from .frames import Channel, Ended, MalformedMessage
+from .frames import Channel, Ended, MalformedMessageError
 
 # what programs of the usual benchmarks import; all else is imported by the program itself
 _IMPORTED: Final = (
@@ -127,7 +127,7 @@ def _become(
             die_with_parent()
         with socket.socket(fileno=descriptor) as job:
             supervise(job, confinement)
-    except (Ended, MalformedMessage):  # who asked is gone
+    except (Ended, MalformedMessageError):  # who asked is gone
         pass
     finally:
         os._exit(0)

@@ -15,7 +15,7 @@ class Ended(BaseException):
     """The other process is no more; no ``except Exception`` of tests may take this for less."""
 
 
-class MalformedMessage(Exception):
+class MalformedMessageError(Exception):
     """The other process sent what is no message."""
 
 
@@ -63,13 +63,13 @@ class Channel:
 
         Raises:
             Ended: there is none, or only a part of one.
-            MalformedMessage: it is no JSON.
+            MalformedMessageError: it is no JSON.
             MemoryError: it is too large.
         """
         try:
             return json.loads(self.receive_bytes())
         except (ValueError, RecursionError) as error:
-            raise MalformedMessage(str(error)[:200]) from error
+            raise MalformedMessageError(str(error)[:200]) from error
 
     def receive_bytes(self) -> bytes:
         """The next message, which may be no JSON; see ``receive``."""

@@ -48,7 +48,7 @@ def prctl(option: int, what: str, *arguments: Any) -> None:
 
 
 def die_with_parent() -> None:
-    """This process is killed when its parent ends."""
+    """Have this process killed when its parent ends."""
     prctl(_PR_SET_PDEATHSIG, "prctl(PDEATHSIG)", ctypes.c_ulong(_SIGKILL))
 
 

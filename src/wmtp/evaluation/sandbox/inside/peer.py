@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any, Final, final
 
-from .frames import Channel, MalformedMessage
+from .frames import Channel, MalformedMessageError
 from .values import Values
 
 _FRAMES_FOR_VALUES: Final = 12_000
@@ -19,7 +19,7 @@ RaisedThere = Callable[["Peer", dict[str, Any]], BaseException]
 
 @final
 class Peer:
-    """This process's end of the conversation.
+    """One end of the conversation.
 
     Args:
         channel: to the other.
@@ -47,7 +47,7 @@ class Peer:
 
         Raises:
             Ended: the other process is no more.
-            MalformedMessage: its answer is none.
+            MalformedMessageError: its answer is none.
             Exception: what was raised there.
         """
         values = self.values()
@@ -63,7 +63,7 @@ class Peer:
         while True:
             answer = self.channel.receive()
             if not isinstance(answer, dict):
-                raise MalformedMessage("an answer is no object")
+                raise MalformedMessageError("an answer is no object")
             if "do" in answer:
                 self.serve(answer)
             elif "raised" in answer:
@@ -156,12 +156,12 @@ REMOTE_CLASS: Final = "_wmtp_class_there"
 def _read_answer(values: Values, given: list[Any], answer: dict[str, Any]) -> Any:
     left = answer.get("left")
     if not isinstance(left, list) or len(left) != len(given) or "result" not in answer:
-        raise MalformedMessage("an answer lacks what was asked for")
+        raise MalformedMessageError("an answer lacks what was asked for")
     try:
         for container, items in zip(given, left, strict=True):
             values.fill(container, items)
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
-        raise MalformedMessage("a container's new content is none") from error
+        raise MalformedMessageError("a container's new content is none") from error
     return values.read(answer["result"])
 
 

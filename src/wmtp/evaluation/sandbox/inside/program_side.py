@@ -101,7 +101,7 @@ def _compiled(source: str) -> types.CodeType:
 
 
 def _defined(module: types.ModuleType, peer: Peer) -> list[list[Any]]:
-    """Names of the program: modules by name, what can be called by handle, of data the name only."""
+    """Names of the program: of modules theirs, of what can be called a handle, of data no more."""
     told: list[list[Any]] = []
     for name, value in list(module.__dict__.items()):
         if name.startswith("__"):

@@ -7,10 +7,10 @@ gives no number: in ``abs(f(x) - 2.5) < 1e-6`` the program would be told the ans
 near it was.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any, Final
 
-from .frames import MalformedMessage
+from .frames import MalformedMessageError
 from .peer import REMOTE_CLASS, Peer, Remote, builtin_exception
 
 _get: Final = object.__getattribute__
@@ -28,6 +28,7 @@ class RemoteObject(Remote):
         object.__setattr__(self, "_met_plain", False)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call it there."""
         # an instance that a class makes stays an instance, even of a class derived from list
         operation = "make" if _get(self, "_kind") == "type" else "call"
         return _ask(self, operation, *args, **kwargs)
@@ -125,7 +126,7 @@ def _text(value: object) -> str:
     return value
 
 
-# operators -----------------------------------------------------------------------------------------
+# operators ---------------------------------------------------------------------------------------
 
 _ARITHMETIC: Final = (
     "add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "lshift", "rshift", "and",
@@ -203,7 +204,7 @@ class StandIns:
         """The stand-in for a handle."""
         handle, kind = message["handle"], message["kind"]
         if type(handle) is not int or type(kind) is not str:
-            raise MalformedMessage("a handle is no number")
+            raise MalformedMessageError("a handle is no number")
         if handle not in self._made:
             self._made[handle] = self._make(peer, handle, kind, message)
         return self._made[handle]
@@ -220,7 +221,7 @@ class StandIns:
     def raised_there(self, peer: Peer, told: dict[str, Any]) -> BaseException:
         """The exception for one that the program raised."""
         if not isinstance(told, dict):
-            raise MalformedMessage("an exception is no object")
+            raise MalformedMessageError("an exception is no object")
         kind: type[Exception] = builtin_exception(told.get("bases"))
         text, args, own = str(told.get("text")), (), told.get("class")
         with_args = peer.values().read(told.get("args"))
@@ -229,7 +230,7 @@ class StandIns:
         if isinstance(own, dict) and "handle" in own:
             kind = self(peer, own)
             if not (isinstance(kind, type) and issubclass(kind, Exception)):
-                raise MalformedMessage("an exception's class is none")
+                raise MalformedMessageError("an exception's class is none")
         try:
             error = kind(*args)
         except TypeError:
@@ -241,7 +242,7 @@ class StandIns:
         return error
 
 
-def _generator(peer: Peer, handle: int) -> Iterator[Any]:
+def _generator(peer: Peer, handle: int) -> Generator[Any, Any, Any]:
     sent = None
     while True:
         try:

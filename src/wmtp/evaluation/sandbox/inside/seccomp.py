@@ -38,32 +38,41 @@ _IOCTL_REQUESTS: Final = (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)
 _PRCTL_OPTIONS: Final = (15, 16)
 
 ALLOWED: Final = frozenset(
-    # descriptors and what is read from or written to them
-    "read write readv writev pread64 pwrite64 preadv pwritev preadv2 pwritev2 close close_range "
-    "lseek dup dup2 dup3 pipe pipe2 sendfile copy_file_range "
-    # files, within what Landlock leaves
-    "open openat stat fstat lstat newfstatat statx statfs fstatfs access faccessat faccessat2 "
-    "readlink readlinkat getdents getdents64 getcwd chdir fchdir mkdir mkdirat rmdir unlink "
-    "unlinkat rename renameat renameat2 link linkat symlink symlinkat truncate ftruncate fallocate "
-    "fadvise64 fsync fdatasync flock umask "
-    # memory
-    "mmap mprotect munmap mremap madvise msync mincore brk "
-    # signals to itself, timers
-    "rt_sigaction rt_sigprocmask rt_sigreturn rt_sigpending rt_sigsuspend rt_sigtimedwait "
-    "sigaltstack alarm pause setitimer getitimer restart_syscall "
-    # threads
-    "futex futex_waitv sched_yield sched_getaffinity sched_getparam sched_getscheduler "
-    "sched_get_priority_max sched_get_priority_min getpriority set_tid_address set_robust_list "
-    "get_robust_list rseq membarrier arch_prctl gettid getcpu "
-    # the process
-    "exit exit_group wait4 waitid getpid getppid getuid geteuid getgid getegid getresuid getresgid "
-    "getgroups getpgrp getpgid getsid capget getrusage getrlimit times sysinfo uname "
-    # time and chance
-    "clock_gettime clock_getres clock_nanosleep nanosleep gettimeofday time getrandom "
-    # waiting, and talking over a pair of sockets
-    "select pselect6 poll ppoll epoll_create epoll_create1 epoll_ctl epoll_wait epoll_pwait "
-    "epoll_pwait2 eventfd2 recvfrom recvmsg shutdown getsockname getpeername getsockopt".split()
-)
+    {
+        # descriptors and what is read from or written to them
+        "read", "write", "readv", "writev", "pread64", "pwrite64", "preadv", "pwritev",
+        "preadv2", "pwritev2", "close", "close_range", "lseek", "dup", "dup2", "dup3", "pipe",
+        "pipe2", "sendfile", "copy_file_range",
+        # files, within what Landlock leaves
+        "open", "openat", "stat", "fstat", "lstat", "newfstatat", "statx", "statfs", "fstatfs",
+        "access", "faccessat", "faccessat2", "readlink", "readlinkat", "getdents", "getdents64",
+        "getcwd", "chdir", "fchdir", "mkdir", "mkdirat", "rmdir", "unlink", "unlinkat",
+        "rename", "renameat", "renameat2", "link", "linkat", "symlink", "symlinkat", "truncate",
+        "ftruncate", "fallocate", "fadvise64", "fsync", "fdatasync", "flock", "umask",
+        # memory
+        "mmap", "mprotect", "munmap", "mremap", "madvise", "msync", "mincore", "brk",
+        # signals to itself, timers
+        "rt_sigaction", "rt_sigprocmask", "rt_sigreturn", "rt_sigpending", "rt_sigsuspend",
+        "rt_sigtimedwait", "sigaltstack", "alarm", "pause", "setitimer", "getitimer",
+        "restart_syscall",
+        # threads
+        "futex", "futex_waitv", "sched_yield", "sched_getaffinity", "sched_getparam",
+        "sched_getscheduler", "sched_get_priority_max", "sched_get_priority_min", "getpriority",
+        "set_tid_address", "set_robust_list", "get_robust_list", "rseq", "membarrier",
+        "arch_prctl", "gettid", "getcpu",
+        # the process
+        "exit", "exit_group", "wait4", "waitid", "getpid", "getppid", "getuid", "geteuid",
+        "getgid", "getegid", "getresuid", "getresgid", "getgroups", "getpgrp", "getpgid",
+        "getsid", "capget", "getrusage", "getrlimit", "times", "sysinfo", "uname",
+        # time and chance
+        "clock_gettime", "clock_getres", "clock_nanosleep", "nanosleep", "gettimeofday", "time",
+        "getrandom",
+        # waiting, and talking over a pair of sockets
+        "select", "pselect6", "poll", "ppoll", "epoll_create", "epoll_create1", "epoll_ctl",
+        "epoll_wait", "epoll_pwait", "epoll_pwait2", "eventfd2", "recvfrom", "recvmsg",
+        "shutdown", "getsockname", "getpeername", "getsockopt",
+    }
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

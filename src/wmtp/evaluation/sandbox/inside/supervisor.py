@@ -331,7 +331,9 @@ def _settle(confinement: Confinement, limits: dict[str, Any], folder: str) -> No
     os.environ.update(HOME=folder, TMPDIR=folder, LANG="C.UTF-8", PATH="")
     for number, name in ((0, "stdin"), (1, "stdout"), (2, "stderr")):
         mode = "r" if number == 0 else "w"
-        stream = open(number, mode, encoding="utf-8", errors="backslashreplace", closefd=False)
+        stream = open(  # noqa: SIM115  # it lives as long as the process
+            number, mode, encoding="utf-8", errors="backslashreplace", closefd=False
+        )
         setattr(sys, name, stream)
         setattr(sys, f"__{name}__", stream)
     for number in (signal.SIGINT, signal.SIGPIPE):

@@ -6,7 +6,7 @@ import importlib
 import sys
 from typing import Any, Final
 
-from .frames import Channel, Ended, MalformedMessage
+from .frames import Channel, Ended, MalformedMessageError
 from .operations import perform
 from .peer import Peer
 from .remote import StandIns
@@ -24,7 +24,7 @@ def judge(to_program: Channel, tests_of: Channel) -> tuple[str, str]:
         hello = to_program.receive()
     except Ended:
         return "killed", "ended while it was loaded"
-    except MalformedMessage:
+    except MalformedMessageError:
         return "error", "sent what is no message"
     tests = tests_of.receive()["tests"]  # not earlier: the program's process exists by now
     try:
@@ -121,9 +121,9 @@ def _is_pythons(name: str) -> bool:
 class _Operations:
     """What the program may do with objects of the tests that it was given.
 
-    It may call functions and go through iterators. Of an instance of a class of the tests it may use
-    what has no leading underscore; a function's globals or a generator's frame would lead it to the
-    tests themselves.
+    It may call functions and go through iterators. Of an instance of a class of the tests it may
+    use what has no leading underscore; a function's globals or a generator's frame would lead it to
+    the tests themselves.
     """
 
     _OF_ALL: Final = frozenset({"call", "next", "iter", "send"})

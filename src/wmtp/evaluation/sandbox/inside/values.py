@@ -17,7 +17,7 @@ import functools
 from collections.abc import Callable, Iterable
 from typing import Any, Final, final
 
-from .frames import MalformedMessage
+from .frames import MalformedMessageError
 
 _DEEPEST: Final = 400
 _JSON_INTEGER: Final = 1 << 53
@@ -152,13 +152,13 @@ class Values:
         """The value of what the other side wrote.
 
         Raises:
-            MalformedMessage: nothing that ``write`` writes.
+            MalformedMessageError: nothing that ``write`` writes.
         """
         try:
             return self._read(message)
         except (KeyError, IndexError, TypeError, ValueError, AttributeError, StopIteration,
                 ArithmeticError, RecursionError) as error:  # fmt: skip
-            raise MalformedMessage(f"{type(error).__name__} in a value") from error
+            raise MalformedMessageError(f"{type(error).__name__} in a value") from error
 
     def _read(self, message: Any) -> Any:
         if message is None or isinstance(message, bool | str | int | float):
@@ -254,12 +254,13 @@ def plain_value(value: Any) -> Any:
         TypeError: its class is not derived from a plain type.
     """
     kinds: Iterable[type] = type(value).__mro__
-    for base in (list, tuple, set, frozenset):
+    iterables: tuple[Any, ...] = (list, tuple, set, frozenset)
+    for base in iterables:
         if base in kinds:
             return base(base.__iter__(value))
     if dict in kinds:
         return {key: dict.__getitem__(value, key) for key in dict.__iter__(value)}
-    for base, plain in _PLAIN.items():
-        if base in kinds:
+    for kind, plain in _PLAIN.items():
+        if kind in kinds:
             return plain(value)
     raise TypeError("not derived from a plain type")
