@@ -5,6 +5,7 @@ tests, no secrets. It never sees a program or its tests either; those travel ove
 hands on.
 """
 
+import builtins
 import contextlib
 import gc
 import importlib
@@ -29,6 +30,8 @@ _IMPORTED: Final = (
 )  # fmt: skip
 _NOTICE_SECONDS: Final = 0.2
 
+Supervise = Callable[[socket.socket, Confinement], None]
+
 
 def main(control: socket.socket) -> None:
     """Serve until the other end of ``control`` is closed."""
@@ -42,13 +45,28 @@ def main(control: socket.socket) -> None:
         return
     for name in _IMPORTED:
         importlib.import_module(name)
+    from .supervisor import supervise
+
+    _shield()
     _prepare_memory()
     inside = NAMESPACES in confinement.layers and _enter_namespaces()
     if not inside:
         confinement.layers -= {NAMESPACES}
     fork = _forking(inside)
     channel.send({"layers": sorted(confinement.layers), "python": sys.version.split()[0]})
-    _serve(control, confinement, fork)
+    _serve(control, confinement, fork, supervise)
+
+
+def _shield() -> None:
+    """Let what talks to the tests keep Python's own functions, whatever a program puts there.
+
+    This is for the program's sake, which would else be taken for one that crashed.
+    """
+    for name, module in list(sys.modules.items()):
+        if name.partition(".")[0] in (__package__, "json", "contextlib", "collections"):
+            for function, value in vars(builtins).items():
+                if not function.startswith("_"):
+                    vars(module).setdefault(function, value)
 
 
 def _prepare_memory() -> None:
@@ -89,9 +107,9 @@ def _forking(inside: bool) -> Callable[[], int]:
         return os.fork
 
 
-def _serve(control: socket.socket, confinement: Confinement, fork: Callable[[], int]) -> None:
-    from .supervisor import supervise
-
+def _serve(
+    control: socket.socket, confinement: Confinement, fork: Callable[[], int], supervise: Supervise
+) -> None:
     if sys.platform == "linux":  # not earlier: it would not let itself into a namespace
         from .kernel import hide_memory
 
@@ -117,9 +135,7 @@ def _serve(control: socket.socket, confinement: Confinement, fork: Callable[[], 
         os.close(descriptors[0])
 
 
-def _become(
-    supervise: Callable[[socket.socket, Confinement], None], descriptor: int, confinement: Any
-) -> None:
+def _become(supervise: Supervise, descriptor: int, confinement: Any) -> None:
     try:
         if sys.platform == "linux":
             from .kernel import die_with_parent

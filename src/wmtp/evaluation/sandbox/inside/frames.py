@@ -21,7 +21,11 @@ class MalformedMessageError(Exception):
 
 @final
 class Channel:
-    """Sends and receives messages through two functions that work like os.read and os.write."""
+    """Sends and receives messages through two functions that work like os.read and os.write.
+
+    Attributes:
+        ended: whether the other end was found closed.
+    """
 
     def __init__(
         self,
@@ -30,6 +34,7 @@ class Channel:
         most: int = MOST_BYTES,
     ) -> None:
         self._read, self._write, self._most = read, write, most
+        self.ended = False
 
     @classmethod
     def of(cls, reading: int, writing: int | None = None, most: int = MOST_BYTES) -> "Channel":
@@ -56,6 +61,7 @@ class Channel:
                 while view:
                     view = view[self._write(view) :]
         except (BrokenPipeError, ConnectionResetError):
+            self.ended = True
             raise Ended from None
 
     def receive(self) -> Any:
@@ -63,8 +69,7 @@ class Channel:
 
         Raises:
             Ended: there is none, or only a part of one.
-            MalformedMessageError: it is no JSON.
-            MemoryError: it is too large.
+            MalformedMessageError: it is no JSON, or longer than any.
         """
         try:
             return json.loads(self.receive_bytes())
@@ -75,7 +80,7 @@ class Channel:
         """The next message, which may be no JSON; see ``receive``."""
         (length,) = _LENGTH.unpack(self._exactly(_LENGTH.size))
         if length > self._most:
-            raise MemoryError(f"a message of {length} bytes; {self._most} are the most")
+            raise MalformedMessageError(f"{length} bytes; {self._most} are the most")
         return self._exactly(length)
 
     def _exactly(self, count: int) -> bytes:
@@ -84,8 +89,9 @@ class Channel:
             try:
                 part = self._read(min(_PIECE, count - len(parts)))
             except ConnectionResetError:
-                raise Ended from None
+                part = b""
             if not part:
+                self.ended = True
                 raise Ended
             parts += part
         return bytes(parts)

@@ -12,6 +12,8 @@ from .values import Values
 _FRAMES_FOR_VALUES: Final = 12_000
 _LONGEST_TEXT: Final = 2_000
 
+_COPIED_MODULES: Final = ("builtins", "collections", "decimal", "fractions", "datetime")
+
 Operate = Callable[[str, Any, list[Any], dict[str, Any]], Any]
 StandIn = Callable[["Peer", dict[str, Any]], Any]
 RaisedThere = Callable[["Peer", dict[str, Any]], BaseException]
@@ -38,7 +40,7 @@ class Peer:
 
     def values(self) -> Values:
         """A writer and reader for one message and its answer."""
-        return Values(self._handle, self._find)
+        return Values(self._handle, self._find, self._numbers)
 
     def request(self, operation: str, handle: int | None, *args: Any, **kwargs: Any) -> Any:
         """Have the other side do something with an object of its own; gives what came of it.
@@ -93,7 +95,16 @@ class Peer:
             answer = {"raised": self.describe(error)}
         except (SystemExit, KeyboardInterrupt, GeneratorExit) as error:
             answer = {"raised": self.describe(error)}
-        self.channel.send(answer)
+        try:
+            self.channel.send(answer)
+        except MemoryError as error:
+            self.channel.send({"raised": self.describe(error)})
+
+    def keep(self, value: Any) -> Any:
+        """From now on, the value goes by handle though its class is derived from a plain one."""
+        if type(value).__module__ not in _COPIED_MODULES:
+            self._handle(value)
+        return value
 
     def describe(self, error: BaseException) -> dict[str, Any]:
         """An exception, as the other side can raise it."""

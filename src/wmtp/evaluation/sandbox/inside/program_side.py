@@ -7,13 +7,13 @@ import sys
 import threading
 import traceback
 import types
+from collections.abc import Callable
 from typing import Any, Final
 
 from .frames import Channel, Ended
 from .operations import perform
 from .peer import Peer, builtin_exception
 from .remote import StandIns
-from .values import Kept
 
 _FILE_NAME: Final = "solution.py"
 _MOST_DIGITS: Final = 50_000
@@ -35,6 +35,7 @@ def run_with_standard_input(source: str) -> int:
         threading._shutdown()  # type: ignore[attr-defined]
         atexit._run_exitfuncs()
         sys.stdout.flush()
+        sys.stderr.flush()
     except BaseException:
         traceback.print_exc(limit=-3)
         code = code or 1
@@ -45,7 +46,9 @@ def serve_tests(source: str, channel: Channel) -> None:
     """Run the program as a module, tell what it defines, then do what the tests ask for."""
     module = _new_module("solution")
     stand_ins = StandIns()
-    peer = Peer(channel, _Operations(module).perform, stand_ins, stand_ins.raised_there)
+    operations = _Operations(module)
+    peer = Peer(channel, operations.perform, stand_ins, stand_ins.raised_there)
+    operations.keep = peer.keep
     try:
         exec(_compiled(source), module.__dict__)
         channel.send({"names": _defined(module, peer)})
@@ -62,12 +65,13 @@ def serve_tests(source: str, channel: Channel) -> None:
 class _Operations:
     def __init__(self, module: types.ModuleType) -> None:
         self._module = module
+        self.keep: Callable[[Any], Any] = lambda value: value
 
     def perform(self, operation: str, target: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
         if operation == "global":
             return self._module.__dict__[args[0]]
         if operation == "make":
-            return Kept(target(*args, **kwargs))
+            return self.keep(target(*args, **kwargs))
         if operation == "await":
             return asyncio.run(_awaited(target))
         if operation == "exit":

@@ -49,6 +49,8 @@ def judge(to_program: Channel, tests_of: Channel) -> tuple[str, str]:
         return "memory", _told(error)
     except BaseException as error:
         return "error", _told(error)
+    if to_program.ended:  # a test that catches everything has caught that, too
+        return "killed", "ended before the tests did"
     return "passed", ""
 
 

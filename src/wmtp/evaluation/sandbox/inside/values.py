@@ -14,7 +14,7 @@ import decimal
 import enum
 import fractions
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from typing import Any, Final, final
 
 from .frames import MalformedMessageError
@@ -28,19 +28,10 @@ _CONTAINERS: Final[dict[str, type]] = {
     "deque": collections.deque, "Counter": collections.Counter,
     "OrderedDict": collections.OrderedDict, "defaultdict": collections.defaultdict,
 }  # fmt: skip
-_COPIED: Final = ("builtins", "collections", "decimal", "fractions", "datetime")
 _NAMES: Final = {kind: name for name, kind in _CONTAINERS.items()}
 _DATES: Final[dict[str, Any]] = {
     "date": datetime.date, "datetime": datetime.datetime, "time": datetime.time,
 }  # fmt: skip
-
-
-@final
-class Kept:
-    """An instance that a class of its own made: it goes by handle, derived from list or not."""
-
-    def __init__(self, value: Any) -> None:
-        self.value = value
 
 
 @final
@@ -50,10 +41,16 @@ class Values:
     Args:
         handle: what is written for something that stays here.
         stand_in: what is read for something that stays there.
+        kept: identities of objects that stay here whatever they are.
     """
 
-    def __init__(self, handle: Callable[[Any], Any], stand_in: Callable[[Any], Any]) -> None:
-        self._handle, self._stand_in = handle, stand_in
+    def __init__(
+        self,
+        handle: Callable[[Any], Any],
+        stand_in: Callable[[Any], Any],
+        kept: Container[int] = frozenset(),
+    ) -> None:
+        self._handle, self._stand_in, self._kept = handle, stand_in, kept
         self.containers: list[Any] = []
         self._numbers: dict[int, int] = {}
 
@@ -71,9 +68,8 @@ class Values:
         if kind is int:
             small = -_JSON_INTEGER < value < _JSON_INTEGER
             return value if small else {"int": hex(value)}
-        if kind is Kept:
-            own = type(value.value).__module__ not in _COPIED
-            return self._handle(value.value) if own else self.write(value.value, depth)
+        if id(value) in self._kept and kind.__module__ != "builtins":
+            return self._handle(value)
         if depth > _DEEPEST:
             raise RecursionError("a value is nested too deeply")
         for base in (list, dict, set, bytearray, collections.deque):
@@ -139,7 +135,7 @@ class Values:
         if dict in kind.__mro__:
             return [
                 [self.write(key, depth + 1), self.write(dict.__getitem__(value, key), depth + 1)]
-                for key in list(dict.__iter__(value))
+                for key in list(_dict_base(kind).__iter__(value))
             ]
         if bytearray in kind.__mro__:
             return bytes(value).hex()
@@ -193,12 +189,18 @@ class Values:
         elif isinstance(value, dict):
             pairs = [(self._read(key), self._read(one)) for key, one in items]
             value.clear()
+            base = _dict_base(type(value))
             for key, one in pairs:
-                dict.__setitem__(value, key, one)
+                base.__setitem__(value, key, one)
         else:
             listed = [self._read(item) for item in items]
             value.clear()
             value.update(listed) if isinstance(value, set) else value.extend(listed)
+
+
+def _dict_base(kind: type) -> type[dict[Any, Any]]:
+    """The class of Python's own whose methods keep an order that dict's know nothing of."""
+    return collections.OrderedDict if collections.OrderedDict in kind.__mro__ else dict
 
 
 @functools.lru_cache(maxsize=256)
