@@ -1,10 +1,10 @@
 """Measuring a finished model: suites in, one honest JSON out."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final
 
 from wmtp import __version__
 from wmtp.data.batches import evaluation_batches
@@ -15,16 +15,22 @@ from wmtp.data.shards import is_shards
 from wmtp.data.sources import Source, read_texts
 from wmtp.data.tokenizer import TextTokenizer
 from wmtp.errors import ConfigError, DataError
+from wmtp.evaluation.code_suites import CODE_SUITES, Trial, run_suite
 from wmtp.evaluation.head_details import measure_head_details
 from wmtp.evaluation.perplexity import measure_text
+from wmtp.evaluation.problems import Suite as CodeSuite
 from wmtp.loss import Workspace
+from wmtp.model.decoding.draft_vocabulary import load_draft_vocabulary
 from wmtp.model.hf_layout import load_model
 from wmtp.model.multi_token import MultiTokenModel
+from wmtp.model.packing import pack_for_decoding
 from wmtp.runtime.device import Device
 from wmtp.runtime.durable import replace_file, storage_errors
+from wmtp.runtime.lock import hold_run_lock
+from wmtp.runtime.metrics import MetricsLog, read_metrics
+from wmtp.runtime.run_folder import RunFolder
 
-Suite = Literal["perplexity", "heads"]
-SUITES: tuple[Suite, ...] = ("perplexity", "heads")
+SUITES: Final = ("perplexity", "heads", *CODE_SUITES)
 
 
 def evaluate(
@@ -38,6 +44,8 @@ def evaluate(
     max_tokens: int | None,
     cache: Path,
     report: Report | None = None,
+    trials: Mapping[CodeSuite, Trial] | None = None,
+    out: Path | None = None,
 ) -> dict[str, Any]:
     """Run suites on a model directory.
 
@@ -50,7 +58,9 @@ def evaluate(
         batch_size: rows at a time in ``heads``.
         max_tokens: in ``perplexity``, read no more than this many tokens of each document.
         cache: where tokenized text may be kept.
-        report: takes lines about what was left out of the data.
+        report: takes lines about what was left out of the data, and how far it is.
+        trials: how each suite of problems is run.
+        out: folder of what those suites write; it is there.
 
     Returns:
         Model, data and figures, ready for JSON.
@@ -86,7 +96,48 @@ def evaluate(
             cache,
             None if "perplexity" in suites else report,  # which has told it
         )
+    for suite in CODE_SUITES:
+        if suite in suites:
+            assert trials is not None
+            assert out is not None
+            result[suite] = run_suite(
+                suite,
+                directory,
+                pack_for_decoding(model),
+                tokenizer,
+                load_draft_vocabulary(directory, model),
+                trials[suite],
+                out,
+                report or (lambda _: None),
+            )
     return result
+
+
+def record_in_run(directory: Path, result: Mapping[str, Any]) -> Path | None:
+    """Put an evaluation's figures into ``metrics.jsonl`` of the run that made the model.
+
+    Names are ``evaluation/SUITE/FIGURE``; ``wmtp sync`` sends them to the run's trackers.
+
+    Returns:
+        The run's folder; None if the model is not the ``final`` of one.
+
+    Raises:
+        StorageError: the row could not be written.
+        ConfigError: the run is training.
+    """
+    folder = RunFolder(directory.resolve().parent)
+    if not folder.settings_file.is_file() or not folder.metrics_file.is_file():
+        return None
+    row: dict[str, int | float] = {}
+    for suite in SUITES:
+        for name, value in without_parts(dict(result)).get(suite, {}).items():
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                row[f"evaluation/{suite}/{name.replace('@', '_at_')}"] = value
+    with hold_run_lock(folder.lock_file, folder.name):
+        last = max((row["step"] for row in read_metrics(folder.metrics_file)), default=0)
+        with MetricsLog(folder.metrics_file) as metrics:
+            metrics.write({"step": int(last), **row})
+    return folder.root
 
 
 def check_suites(suites: tuple[str, ...]) -> None:
@@ -112,10 +163,13 @@ def make_results_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
 
 
+_PARTS: Final = ("each", "problems")
+
+
 def without_parts(result: dict[str, Any]) -> dict[str, Any]:
     """The figures alone, without those of each row and document."""
     return {
-        name: {key: figure for key, figure in part.items() if key != "each"}
+        name: {key: figure for key, figure in part.items() if key not in _PARTS}
         if isinstance(part, dict)
         else part
         for name, part in result.items()

@@ -4,6 +4,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,7 +15,6 @@ from wmtp.cli.options import (
     Backend,
     Format,
     ModelDirectory,
-    Split,
     Verbose,
     check_model_directory,
     device_named,
@@ -31,11 +31,15 @@ if TYPE_CHECKING:
 @app.command()
 def evaluate(
     model: ModelDirectory,
-    data: Annotated[list[str], typer.Option("--data", help="Text to measure on; as --source.")],
-    suite: Annotated[str, typer.Option(help="Comma-separated: perplexity, heads.")] = (
-        "perplexity,heads"
-    ),
-    split: Split = "all",
+    data: Annotated[
+        list[str] | None, typer.Option("--data", help="Text to measure on; as --source.")
+    ] = None,
+    suite: Annotated[
+        str, typer.Option(help="Comma-separated: perplexity, heads, mbpp, humaneval, contest.")
+    ] = "perplexity,heads",
+    split: Annotated[
+        str | None, typer.Option(help="As of --source; all, of MBPP's problems test, if absent.")
+    ] = None,
     data_format: Format = "auto",
     out: Annotated[Path | None, typer.Option(help="Folder for evaluation.json.")] = None,
     max_length: Annotated[int, typer.Option(min=2, help="Tokens per row or window.")] = 1024,
@@ -43,17 +47,90 @@ def evaluate(
         int | None, typer.Option(min=2, help="Read only the first tokens of each document.")
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows at a time.")] = 4,
+    problems: Annotated[
+        str | None,
+        typer.Option(help="File of the suite's problems; mbpp and humaneval are looked for."),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first problems.")] = None,
+    samples: Annotated[int, typer.Option(min=1, help="Programs for each problem.")] = 1,
+    temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token.")] = 0.0,
+    top_p: Annotated[float, typer.Option(help="Nucleus; above 0, at most 1.")] = 1.0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Fixes the draws.")] = 0,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Of each program.")] = 512,
+    speculative: Annotated[str, typer.Option(help="Tokens drafted a pass; auto; off.")] = "auto",
+    prompt_format: Annotated[
+        Path | None, typer.Option(help="YAML with template and stop, for the suite of problems.")
+    ] = None,
+    timeout: Annotated[float, typer.Option(help="Seconds of processor time for a program.")] = 3.0,
+    workers: Annotated[int, typer.Option(min=1, help="Programs that run at a time.")] = 1,
+    unsafe: Annotated[
+        bool, typer.Option("--unsafe", help="Run programs though nothing confines them.")
+    ] = False,
     device: Backend = "auto",
     verbose: Verbose = False,
 ) -> None:
-    """Measure a model on text: perplexity and bits per byte, or every head."""
+    """Measure a model: perplexity, every head, and how many problems its programs solve.
+
+    Suites of problems need --out; what is in that folder already is not written or judged again.
+    """
     import tempfile
 
-    from wmtp.evaluate import check_suites, make_results_folder, without_parts, write_results
+    from wmtp.evaluate import (
+        check_suites,
+        make_results_folder,
+        record_in_run,
+        without_parts,
+        write_results,
+    )
     from wmtp.evaluate import evaluate as run_evaluation
+    from wmtp.evaluation.code_suites import CODE_SUITES, Trial
+    from wmtp.evaluation.continuations import Wanted
+    from wmtp.evaluation.prompts import FORMATS, read_format
+    from wmtp.evaluation.sandbox.verdict import Limits
 
     suites = tuple(name.strip() for name in suite.split(",") if name.strip())
     check_suites(suites)
+    of_code = [name for name in CODE_SUITES if name in suites]
+    if len(of_code) < len(suites) and not data:
+        raise ConfigError("perplexity and heads need --data: the text to measure on.")
+    if of_code and out is None:
+        raise ConfigError(f"{of_code[0]} needs --out: the folder of its programs and verdicts.")
+    if len(of_code) > 1 and (problems or prompt_format):
+        raise ConfigError("--problems and --prompt-format are of one suite. Name one at a time.")
+    if "contest" in of_code and not problems:
+        raise ConfigError("contest needs --problems: a file in the schema of CodeContests.")
+    try:
+        if not 0 < top_p <= 1:
+            raise ValueError(f"--top-p is {top_p}: it must be above 0 and at most 1")
+        wanted = {
+            name: Wanted(
+                samples=samples,
+                max_new_tokens=max_new_tokens,
+                stop=FORMATS[name].stop,
+                temperature=temperature,
+                top_p=top_p,
+                seed=seed,
+                speculative=_drafts(speculative),
+                batch_size=max(8, batch_size),
+            )
+            for name in of_code
+        }
+        limits = Limits(seconds=timeout)
+    except ValueError as error:
+        raise ConfigError(f"{error}.") from error
+    trials = {}
+    for name in of_code:
+        form = read_format(prompt_format, name) if prompt_format else FORMATS[name]
+        trials[name] = Trial(
+            problems or name,
+            split or ("test" if name == "mbpp" else "all"),
+            form,
+            replace(wanted[name], stop=form.stop),
+            limits,
+            workers,
+            unsafe,
+            limit,
+        )
     check_model_directory(model)
     if out is not None:
         make_results_folder(out)
@@ -61,17 +138,22 @@ def evaluate(
         result = run_evaluation(
             model,
             suites,
-            make_sources(data, split, data_format),
+            make_sources(data or [], split or "all", data_format),
             device_named(device),
             max_length=max_length,
             batch_size=batch_size,
             max_tokens=max_tokens,
             cache=Path(cache),
             report=note,
+            trials=trials,
+            out=out,
         )
     print(json.dumps(without_parts(result), indent=1, ensure_ascii=False))
     if out is not None:
         print(write_results(result, out), file=sys.stderr)
+    run = record_in_run(model, result)
+    if run is not None:
+        note(f"{run.name}: its metrics.jsonl has the figures; wmtp sync {run} sends them")
 
 
 @app.command()

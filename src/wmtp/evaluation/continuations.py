@@ -75,7 +75,8 @@ class Sample:
         index: which of the prompt's samples.
         text: without the prompt and without the stop sequence.
         tokens: that were decoded.
-        reason: why it ended: ``stop``, ``end of text``, ``length`` or ``context``.
+        reason: why it ended: ``stop``, ``end of text``, ``length``, ``context``; or ``long
+            prompt``: the prompt filled the model's context, and there is no text.
     """
 
     task_id: str
@@ -99,9 +100,6 @@ def write_samples(
 
     Samples of one prompt depend on its own seed alone, greedy texts on nothing, so that a part
     of the prompts gives the same texts as all of them.
-
-    Raises:
-        DataError: a prompt is longer than the model's context.
     """
     together = wanted.batch_size if isinstance(model.trunk, LlamaTrunk) else 1
     if wanted.temperature == 0:
@@ -132,14 +130,13 @@ def _write(
     wanted: Wanted,
     seed: int,
 ) -> list[tuple[str, int, str]]:
-    """Text, number of tokens and reason of each."""
+    """Text, number of tokens and reason of each; nothing after a prompt that leaves no room."""
     ids = [[*tokenizer.bos_ids, *tokenizer.encode(text)] or [tokenizer.eos_id] for text in prompts]
-    for one, prompt in zip(ids, prompts, strict=True):
-        if len(one) >= model.trunk_shape.max_seq_length:
-            raise DataError(
-                f"a prompt has {len(one)} tokens, but the model's context has "
-                f"{model.trunk_shape.max_seq_length}: {prompt[:60]!r}"
-            )
+    fits = [len(one) < model.trunk_shape.max_seq_length for one in ids]
+    if not all(fits):
+        some = [text for text, fit in zip(prompts, fits, strict=True) if fit]
+        rest = iter(_write(model, tokenizer, vocabulary, some, wanted, seed) if some else [])
+        return [next(rest) if fit else ("", 0, "long prompt") for fit in fits]
     decoder = Decoder(
         model,
         ids,
