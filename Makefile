@@ -2,6 +2,7 @@
 # make test   set up, then lint, type check and test
 # make faults kill, damage and starve real runs for half an hour; GROUP=kills for one group
 # make audit  every kind of training step on a simulated Apple GPU, and large models' peaks
+# make judge-check  judge all reference solutions, on a busy machine too: some ten minutes
 # make bench  measure loss and attention against other ways, memory against its prediction
 PYTHON ?= python3
 VENV := .venv
@@ -15,7 +16,7 @@ LLAMA_CPP := $(WMTP_CACHE)/llama.cpp
 NPM_INSTALL = timeout 180 npm install --silent --fetch-retries 1 --prefix $(LLAMA_CPP) \
 	--ignore-scripts --omit=optional
 
-.PHONY: help demo test lint faults audit bench clean
+.PHONY: help demo test lint faults audit judge-check bench clean
 help:
 	@grep '^# make' Makefile | cut -c3-
 
@@ -59,6 +60,9 @@ faults: $(VENV)/.test
 
 audit: $(VENV)/.test
 	$(BIN)/python scripts/audit.py
+
+judge-check: $(VENV)/.test
+	WMTP_JUDGE_CHECK=full $(BIN)/python -m pytest -q tests/evaluation/judge tests/evaluation/test_samples.py
 
 bench: $(VENV)/.test
 	$(BIN)/python benchmarks/loss.py

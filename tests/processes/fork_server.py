@@ -123,8 +123,12 @@ def import_everything() -> None:
 
     torch.set_num_threads(1)
     for module in pkgutil.walk_packages(wmtp.__path__, "wmtp."):
-        if module.name not in ("wmtp.__main__", "wmtp.loss.softmax_kernel"):  # that needs Triton
+        if module.name not in NOT_IMPORTED:
             importlib.import_module(module.name)
+
+
+NOT_IMPORTED = ("wmtp.__main__", "wmtp.loss.softmax_kernel", "wmtp.harness.model")
+"""A program; what needs Triton; what needs lm-evaluation-harness."""
 
 
 def serve() -> None:

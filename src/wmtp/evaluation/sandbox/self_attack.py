@@ -50,7 +50,7 @@ def successful_attacks(run: RunScript) -> list[str]:
         for listener in (by_ip, by_path, datagrams):
             if _was_reached(listener):
                 found.append("reach a socket outside")
-    return found
+    return list(dict.fromkeys(found))
 
 
 def _was_reached(listener: socket.socket) -> bool:

@@ -1,5 +1,6 @@
 """The fork server as the judging process sees it: started, asked, ended."""
 
+import os
 import socket
 import subprocess
 import tempfile
@@ -29,16 +30,21 @@ class Server:
         self._lock = threading.Lock()
         self._control, theirs = socket.socketpair()
         work = Path(self._folder.name).resolve()
+        # programs inherit these streams, and have pipes there: neither can be sought in
+        nothing_in, nothing_out = os.pipe()
         try:
             with theirs:
                 self._process = subprocess.Popen(
                     [*isolation.command(work), str(theirs.fileno())],
                     pass_fds=(theirs.fileno(),), env=ENVIRONMENT, cwd="/", start_new_session=True,
-                    stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                    stdin=nothing_in, stdout=nothing_out, stderr=nothing_out,
                 )  # fmt: skip
         except OSError as error:
             self._forget()
             raise SandboxError(f"{isolation.name}: {error}") from error
+        finally:
+            os.close(nothing_in)
+            os.close(nothing_out)
         self.layers = self._greet(isolation, work)
 
     def _greet(self, isolation: Isolation, work: Path) -> tuple[str, ...]:

@@ -1,6 +1,5 @@
 """The process of the program: confined, then the program is run, then its functions are called."""
 
-import asyncio
 import atexit
 import os
 import sys
@@ -73,6 +72,8 @@ class _Operations:
         if operation == "make":
             return self.keep(target(*args, **kwargs))
         if operation == "await":
+            import asyncio  # it is large, and seldom needed
+
             return asyncio.run(_awaited(target))
         if operation == "exit":
             return _leave(target, *args)
