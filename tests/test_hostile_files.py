@@ -32,6 +32,8 @@ from wmtp.model.stored_config import SpecialTokens
 from wmtp.model.value_head import build_value_head, save_value_head
 
 TEXT = "".join(f"def f{i}(a):\n    return a + {i}\n\n" for i in range(40))
+PROBLEM = {"task_id": 1, "text": "Two.", "code": "def f(): return 2",
+           "test_list": ["assert f() == 2"], "test_setup_code": ""}  # fmt: skip
 CANARY = "canary"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
@@ -73,6 +75,8 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
         save_model(model, folder, special_tokens=special)
         tokenizer.save(folder)
 
+    (root / "problems.jsonl").write_text(json.dumps(PROBLEM) + "\n")
+    (root / "samples.jsonl").write_text('{"task_id": 1, "completion": "def f(): return 2"}\n')
     (root / "tracked/tracking").mkdir(parents=True)
     (root / "tracked/run.yaml").write_text(
         "config: {mlflow: {enabled: false}, tensorboard: {enabled: true}}\n"
@@ -275,6 +279,10 @@ SLOTS: dict[str, dict[str, tuple[str, Callable[[Path], list[Any]]]]] = {
     "bench": {
         "--compare": ("report", lambda w: ["--compare", w / "report.json", w / "report.json"]),
     },
+    "judge": {
+        "SAMPLES": ("samples", lambda w: judged(w)),
+        "--problems": ("problems", lambda w: judged(w)),
+    },
     "average": {"RUN": ("run", lambda w: [w / "run", "--last", 1])},
     "sync": {
         "run.yaml": ("run.yaml", lambda w: [w / "tracked"]),
@@ -318,6 +326,10 @@ SLOTS: dict[str, dict[str, tuple[str, Callable[[Path], list[Any]]]]] = {
     },
 }  # fmt: skip
 READS_NO_FILE_OF_OTHERS: set[str] = set()
+
+
+def judged(world: Path) -> list[Any]:
+    return [world / "samples.jsonl", "--problems", world / "problems.jsonl"]
 
 
 def verified(world: Path) -> list[Any]:
@@ -630,6 +642,16 @@ BAD_TOKENIZERS: dict[str, Change] = {
 BAD_TEXTS: dict[str, Change] = {n: c for n, c in NO_FILES.items() if n not in ("sparse", "folder")}
 BAD_TEXTS |= {"an empty folder": as_folder, "nothing": lambda path: path.unlink()}
 
+BAD_LINES: dict[str, Change] = {
+    **BAD_JSON,
+    "no keys": content("{}"),
+    "other types": content(
+        '{"task_id": 1, "completion": 3, "text": "", "code": [], "test_list": 1}'
+    ),
+    "surrogate": content('{"task_id": "\\ud800", "completion": "", "prompt": "\\ud800"}'),
+    "no such problem": content('{"task_id": "\\u001b[2J", "completion": ""}'),
+}
+
 BAD_SETTINGS: dict[str, Change] = {
     **NO_FILES,
     "an object": content("run: !!python/object/apply:os.mkdir [canary]\n"),
@@ -687,6 +709,8 @@ PLACES = {
     "rm": ("rm", BAD_GPT2),
     "tokenizer": ("tokenizer", BAD_TOKENIZERS),
     "text": ("text.txt", BAD_TEXTS),
+    "samples": ("samples.jsonl", BAD_LINES),
+    "problems": ("problems.jsonl", BAD_LINES),
     "shards": ("shards", BAD_SHARDS),
     "value_head": ("value_head", BAD_VALUE_HEADS),
     "checkpoint": ("run/checkpoints/step-00000001", BAD_CHECKPOINTS),
@@ -713,7 +737,7 @@ PLACES = {
 FIRST_OF_ITS_KIND = {
     ("evaluate", "model"), ("evaluate", "gpt2"), ("data inspect", "shards"), ("average", "run"),
     ("data prepare", "tokenizer"), ("data prepare", "text"), ("train", "value_head"),
-    ("train", "settings"), ("train", "checkpoint"),
+    ("train", "settings"), ("train", "checkpoint"), ("judge", "samples"), ("judge", "problems"),
 }  # fmt: skip
 """Where everything is tried; elsewhere a few of each kind, to see that the reader is the same."""
 

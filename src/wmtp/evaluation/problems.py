@@ -3,7 +3,8 @@
 import ast
 import importlib.util
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, final
@@ -21,6 +22,7 @@ from wmtp.data.json_lines import (
 from wmtp.data.text_files import read_lines
 from wmtp.errors import DataError
 from wmtp.evaluation.sandbox.verdict import Case, Kind, Limits, Tests
+from wmtp.untrusted import printable
 
 Suite = Literal["mbpp", "humaneval", "contest"]
 
@@ -31,6 +33,8 @@ _CONTEST_TESTS: Final = ("public_tests", "private_tests", "generated_tests")
 # its reference solution counts to ten million, and needs 17 s where others need milliseconds
 _SLOW_MBPP: Final = {123: 60.0}
 _LARGEST_MEMORY_MB: Final = 8192
+_LARGEST_FILE_BYTES: Final = 8 << 30
+_LONGEST_ERROR: Final = 400
 
 
 @final
@@ -90,20 +94,45 @@ def load_problems(source: str) -> dict[str, Problem]:
     """
     path = find_problems(source)
     problems: dict[str, Problem] = {}
-    for number, line in read_lines(path):
-        place = f"{path}:{number}"
-        try:
-            if line is None:
-                raise UnusableError("a line too long to hold")
-            problem = parse_problem(parse_object(line), place)
-        except UnusableError as error:
-            raise DataError(f"{place}: {error}.") from error
+    for place, row in read_rows(path):
+        with named_place(place):
+            problem = parse_problem(row)
         if problem.name in problems:
             raise DataError(f"{place}: problem {shown(problem.name)} occurs twice.")
         problems[problem.name] = problem
     if not problems:
         raise DataError(f"{path} holds no problem.")
     return problems
+
+
+def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The place and the object of each line that is not blank.
+
+    Raises:
+        DataError: the file cannot be read, is larger than any such, or a line is no object.
+    """
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise DataError(f"data file '{path}' cannot be read: {error.strerror}.") from error
+    if size > _LARGEST_FILE_BYTES:
+        raise DataError(f"data file '{path}' has {size} bytes; {_LARGEST_FILE_BYTES} are the most.")
+    for number, line in read_lines(path):
+        place = f"{path}:{number}"
+        with named_place(place):
+            if line is None:
+                raise UnusableError("a line too long to hold")
+            row = parse_object(line)
+        yield place, row
+
+
+@contextmanager
+def named_place(place: str) -> Iterator[None]:
+    """Turn what is wrong with a line into an error that names the line."""
+    try:
+        yield
+    except UnusableError as error:
+        raise DataError(printable(f"{place}: {error}")[:_LONGEST_ERROR] + ".") from error
 
 
 def find_problems(source: str) -> Path:
@@ -133,7 +162,7 @@ def _folders_of_suites() -> Iterator[Path]:
         yield Path(folder).parent / "data"
 
 
-def parse_problem(row: dict[str, Any], place: str) -> Problem:
+def parse_problem(row: dict[str, Any]) -> Problem:
     """A problem from a row of any of the three formats.
 
     Raises:
@@ -269,7 +298,7 @@ def _problem_name(suite: str, number: str) -> str:
     return f"{suite}/{number}"
 
 
-def find_problem(problems: dict[str, Problem], task_id: object) -> Problem | None:
+def find_problem(problems: Mapping[str, Problem], task_id: object) -> Problem | None:
     """The problem that a sample names: ``Mbpp/7``, ``mbpp/7`` and 7 are the same."""
     if isinstance(task_id, int) and not isinstance(task_id, bool):
         task_id = str(task_id)

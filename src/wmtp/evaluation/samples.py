@@ -18,7 +18,7 @@ from wmtp.data.json_lines import parse_object, shown
 from wmtp.data.text_files import read_lines
 from wmtp.errors import ConfigError, DataError
 from wmtp.evaluation.pass_at_k import pass_at_k
-from wmtp.evaluation.problems import Problem, find_problem
+from wmtp.evaluation.problems import Problem, find_problem, named_place, read_rows
 from wmtp.evaluation.sandbox.judging import Judge
 from wmtp.evaluation.sandbox.verdict import STATUSES, Case, Limits, Verdict
 from wmtp.runtime.durable import replace_file, storage_errors
@@ -63,19 +63,15 @@ def read_samples(path: Path, problems: Mapping[str, Problem]) -> list[Sample]:
         DataError: a line is neither, or is for a problem that is not among those given.
     """
     samples: list[Sample] = []
-    for number, line in read_lines(path):
-        try:
-            if line is None:
-                raise UnusableError("a line too long to hold")
-            samples.append(_parse_sample(parse_object(line), len(samples), dict(problems)))
-        except UnusableError as error:
-            raise DataError(f"{path}:{number}: {error}.") from error
+    for place, row in read_rows(path):
+        with named_place(place):
+            samples.append(_parse_sample(row, len(samples), problems))
     if not samples:
         raise DataError(f"{path} holds no sample.")
     return samples
 
 
-def _parse_sample(row: Row, number: int, problems: dict[str, Problem]) -> Sample:
+def _parse_sample(row: Row, number: int, problems: Mapping[str, Problem]) -> Sample:
     problem = find_problem(problems, row.get("task_id"))
     if problem is None:
         raise UnusableError("task_id names no problem", shown(row.get("task_id")))

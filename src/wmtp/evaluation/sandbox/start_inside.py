@@ -4,9 +4,9 @@ import os
 import socket
 import sys
 
-sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+if __name__ == "__main__":
+    sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+    from inside.fork_server import main  # type: ignore[import-not-found]
 
-from inside.fork_server import main  # type: ignore[import-not-found]
-
-sys.path.pop(0)
-main(socket.socket(fileno=int(sys.argv[1])))
+    sys.path.pop(0)
+    main(socket.socket(fileno=int(sys.argv[1])))
