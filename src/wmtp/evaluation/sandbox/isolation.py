@@ -46,9 +46,14 @@ def bubblewrap_command(work: Path) -> list[str]:
     binds = [
         part for path in sorted(seen) if os.path.exists(path) for part in ("--ro-bind", path, path)
     ]
+    # not --dev: its /dev/shm would be memory that nothing limits
+    devices = [
+        part for name in ("null", "zero", "urandom", "random")
+        for part in ("--dev-bind", f"/dev/{name}", f"/dev/{name}")
+    ]  # fmt: skip
     return [
-        "bwrap", "--unshare-all", "--die-with-parent", "--new-session", *binds, "--dev", "/dev",
-        "--proc", "/proc", "--tmpfs", str(work), "--chdir", "/", *python_command(work),
+        shutil.which("bwrap") or "bwrap", "--unshare-all", "--die-with-parent", "--new-session",
+        *binds, *devices, "--tmpfs", str(work), "--chdir", "/", *python_command(work),
     ]  # fmt: skip
 
 

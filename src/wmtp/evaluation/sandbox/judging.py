@@ -167,6 +167,7 @@ def _as_message(limits: Limits, factor: float) -> dict[str, Any]:
         "output_bytes": limits.output_bytes,
         "files": limits.files,
         "file_bytes": limits.file_bytes,
+        "largest_file_bytes": limits.file_bytes,
     }
 
 

@@ -22,11 +22,14 @@ class Confinement:
     Attributes:
         layers: of the names above.
         work: an existing folder, in or over which each program gets one of its own.
+        readable: what programs may read, and ``addresses`` how many bytes Python alone has mapped;
+            both of ``prepare``.
     """
 
     layers: frozenset[str]
     work: str
     readable: list[str] = field(default_factory=list)
+    addresses: int = 0
 
     def prepare(self) -> None:
         """Find out once what each program needs.
@@ -34,6 +37,7 @@ class Confinement:
         Raises:
             OSError: this machine lacks a layer that was asked for.
         """
+        self.addresses = addresses_in_use()
         if LANDLOCK in self.layers:
             from .landlock import landlock_version, library_paths
 
@@ -51,7 +55,10 @@ class Confinement:
             OSError: the kernel refused; nothing must be run then.
         """
         limit_process(
-            limits["cpu_seconds"], limits["memory_bytes"], limits["file_bytes"], addresses_in_use()
+            limits["cpu_seconds"],
+            limits["memory_bytes"],
+            limits["largest_file_bytes"],
+            self.addresses,
         )
         if LANDLOCK in self.layers:
             from .landlock import restrict_files

@@ -1,11 +1,11 @@
 """Limits that the kernel keeps for each process."""
 
 import resource
-import sys
 from typing import Final
 
 _OPEN_FILES: Final = 64
 _STACK_BYTES: Final = 64 << 20
+_ADDRESSES_OF_PYTHON: Final = 64 << 20
 
 
 def limit_process(cpu_seconds: float, memory_bytes: int, file_bytes: int, addresses: int) -> None:
@@ -32,8 +32,9 @@ def limit_process(cpu_seconds: float, memory_bytes: int, file_bytes: int, addres
 
 
 def addresses_in_use() -> int:
-    """Bytes of address space that this process has mapped; 0 where the system does not say."""
-    if sys.platform != "linux":
-        return 0
-    with open("/proc/self/statm", "rb") as file:
-        return int(file.read().split()[0]) * resource.getpagesize()
+    """Bytes of address space that this process has mapped, or about as many as Python needs."""
+    try:
+        with open("/proc/self/statm", "rb") as file:
+            return int(file.read().split()[0]) * resource.getpagesize()
+    except OSError:
+        return _ADDRESSES_OF_PYTHON
