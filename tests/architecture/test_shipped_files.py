@@ -59,7 +59,10 @@ def test_help_does_not_import_torch() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/critic.md"])
+PAGES = ["README.md", "CONTRIBUTING.md", "docs/critic.md", "docs/judge.md"]
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_files_named_in_the_pages_exist(page: str) -> None:
     text = (ROOT / page).read_text()
     named = re.findall(r"`((?:src|recipes|configs|benchmarks|scripts|docs|tests)/[\w./-]+)`", text)

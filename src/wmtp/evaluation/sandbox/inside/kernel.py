@@ -16,6 +16,10 @@ _M_ARENA_MAX = -8
 _SIGKILL = 9
 
 
+class _FilterProgram(ctypes.Structure):
+    _fields_ = (("length", ctypes.c_ushort), ("instructions", ctypes.c_void_p))
+
+
 def checked(result: int, what: str) -> int:
     """The result of a C function that gives -1 on failure.
 
@@ -71,11 +75,7 @@ def install_filter(instructions: bytes) -> None:
         OSError: the kernel has no seccomp filters.
     """
     program = ctypes.create_string_buffer(instructions, len(instructions))
-
-    class Program(ctypes.Structure):
-        _fields_ = (("length", ctypes.c_ushort), ("instructions", ctypes.c_void_p))
-
-    described = Program(len(instructions) // 8, ctypes.addressof(program))
+    described = _FilterProgram(len(instructions) // 8, ctypes.addressof(program))
     prctl(
         _PR_SET_SECCOMP,
         "prctl(SECCOMP)",

@@ -6,6 +6,7 @@ are no sockets but pairs, and nothing is sent to an address. What a path may be 
 Landlock's to say.
 """
 
+import functools
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -162,6 +163,7 @@ ARCHITECTURES: Final = {"x86_64": X86_64, "aarch64": AARCH64, "arm64": AARCH64}
 Instruction = tuple[int, int, int, int]
 
 
+@functools.cache
 def filter_program(machine: str, own_pid: int) -> bytes:
     """The filter as a BPF program for a process that knows itself as ``own_pid``.
 
