@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from wmtp import __version__
+from wmtp.config_files import read_yaml_file
 from wmtp.data.batches import evaluation_batches
 from wmtp.data.documents import BadLines
 from wmtp.data.prepare import Report, prepare_cached
@@ -19,6 +20,7 @@ from wmtp.evaluation.code_suites import CODE_SUITES, Trial, run_suite
 from wmtp.evaluation.head_details import measure_head_details
 from wmtp.evaluation.perplexity import measure_text
 from wmtp.evaluation.problems import Suite as CodeSuite
+from wmtp.evaluation.prompts import FORMATS, PromptFormat
 from wmtp.loss import Workspace
 from wmtp.model.decoding.draft_vocabulary import load_draft_vocabulary
 from wmtp.model.hf_layout import load_model
@@ -161,6 +163,29 @@ def make_results_folder(folder: Path) -> None:
     """
     with storage_errors(f"{folder} could not be created"):
         folder.mkdir(parents=True, exist_ok=True)
+
+
+def read_prompt_format(path: Path, suite: CodeSuite) -> PromptFormat:
+    """A format from a YAML file with ``template`` and ``stop``.
+
+    Raises:
+        ConfigError: the file cannot be read, or says something else.
+    """
+    document = read_yaml_file(str(path))
+    if document.errors:
+        raise ConfigError(document.errors[0])
+    values = document.values
+    unknown = sorted(set(values) - {"template", "stop"})
+    if unknown:
+        raise ConfigError(f"{path}: {unknown[0]} is no key. Use template and stop.")
+    template, stop = values.get("template", FORMATS[suite].template), values.get("stop")
+    if not isinstance(template, str) or "{description}" not in template:
+        raise ConfigError(f"{path}: template must be a text with {{description}} in it.")
+    if stop is None:
+        return PromptFormat(template, FORMATS[suite].stop)
+    if not isinstance(stop, list) or not all(isinstance(one, str) and one for one in stop):
+        raise ConfigError(f"{path}: stop must be a list of texts.")
+    return PromptFormat(template, tuple(stop))
 
 
 _PARTS: Final = ("each", "problems")

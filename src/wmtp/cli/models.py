@@ -78,6 +78,7 @@ def evaluate(
     from wmtp.evaluate import (
         check_suites,
         make_results_folder,
+        read_prompt_format,
         record_in_run,
         without_parts,
         write_results,
@@ -85,7 +86,7 @@ def evaluate(
     from wmtp.evaluate import evaluate as run_evaluation
     from wmtp.evaluation.code_suites import CODE_SUITES, Trial
     from wmtp.evaluation.continuations import Wanted
-    from wmtp.evaluation.prompts import FORMATS, read_format
+    from wmtp.evaluation.prompts import FORMATS
     from wmtp.evaluation.sandbox.verdict import Limits
 
     suites = tuple(name.strip() for name in suite.split(",") if name.strip())
@@ -120,7 +121,7 @@ def evaluate(
         raise ConfigError(f"{error}.") from error
     trials = {}
     for name in of_code:
-        form = read_format(prompt_format, name) if prompt_format else FORMATS[name]
+        form = read_prompt_format(prompt_format, name) if prompt_format else FORMATS[name]
         trials[name] = Trial(
             problems or name,
             split or ("test" if name == "mbpp" else "all"),

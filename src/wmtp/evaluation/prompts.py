@@ -2,11 +2,8 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Final
 
-from wmtp.config_files import read_yaml_file
-from wmtp.errors import ConfigError
 from wmtp.evaluation.problems import Problem, Suite
 
 
@@ -46,26 +43,3 @@ FORMATS: Final[Mapping[Suite, PromptFormat]] = {
 }
 """MBPP as in training (``docs/data.md``) and in InCoder's and bigcode's evaluations; HumanEval with
 the stop sequences of Chen et al. 2021 (arXiv:2107.03374); contests as in training."""
-
-
-def read_format(path: Path, suite: Suite) -> PromptFormat:
-    """A format from a YAML file with ``template`` and ``stop``.
-
-    Raises:
-        ConfigError: the file cannot be read, or says something else.
-    """
-    document = read_yaml_file(str(path))
-    if document.errors:
-        raise ConfigError(document.errors[0])
-    values = document.values
-    unknown = sorted(set(values) - {"template", "stop"})
-    if unknown:
-        raise ConfigError(f"{path}: {unknown[0]} is no key. Use template and stop.")
-    template, stop = values.get("template", FORMATS[suite].template), values.get("stop")
-    if not isinstance(template, str) or "{description}" not in template:
-        raise ConfigError(f"{path}: template must be a text with {{description}} in it.")
-    if stop is None:
-        return PromptFormat(template, FORMATS[suite].stop)
-    if not isinstance(stop, list) or not all(isinstance(one, str) and one for one in stop):
-        raise ConfigError(f"{path}: stop must be a list of texts.")
-    return PromptFormat(template, tuple(stop))
