@@ -36,7 +36,7 @@ class Server:
             with theirs:
                 self._process = subprocess.Popen(
                     [*isolation.command(work), str(theirs.fileno())],
-                    pass_fds=(theirs.fileno(),), env=ENVIRONMENT, cwd="/", start_new_session=True,
+                    pass_fds=(theirs.fileno(),), env=ENVIRONMENT, cwd="/", process_group=0,
                     stdin=nothing_in, stdout=nothing_out, stderr=nothing_out,
                 )  # fmt: skip
         except OSError as error:
