@@ -14,7 +14,8 @@ from wmtp.errors import ConfigError
 @app.command()
 def judge(
     samples: Annotated[
-        Path, typer.Argument(help="JSONL with task_id and completion, or task_id and solution.")
+        Path,
+        typer.Argument(help="JSONL with task_id and completion or solution; or a contest."),
     ],
     problems: Annotated[str, typer.Option(help="humaneval, mbpp, or a file of problems.")],
     workers: Annotated[int, typer.Option(min=1, help="Programs that run at a time.")] = 1,
@@ -26,6 +27,10 @@ def judge(
     k: Annotated[
         str | None, typer.Option(help="Which pass@k; by default 1,10,100 as far as samples go.")
     ] = None,
+    rewards: Annotated[
+        Path | None,
+        typer.Option(help="Also write programs with verdicts for the critic to learn from."),
+    ] = None,
     unsafe: Annotated[
         bool, typer.Option("--unsafe", help="Run programs though nothing confines them.")
     ] = False,
@@ -33,8 +38,10 @@ def judge(
 ) -> None:
     """Run programs that models wrote, confined, and say how many solve their problems."""
     from wmtp.evaluation.problems import load_problems
+    from wmtp.evaluation.rewards import reward_lines
     from wmtp.evaluation.samples import check_k, evalplus_path, judge_samples, read_samples
     from wmtp.evaluation.sandbox.verdict import STATUSES, Limits
+    from wmtp.runtime.durable import replace_file, storage_errors
 
     wanted = _whole_numbers(k) if k is not None else ()
     try:
@@ -60,6 +67,11 @@ def judge(
     print(f"{len(read)} samples: {', '.join(found)}")
     print(f"isolation: {outcome.isolation}")
     print(f"{path}, {evalplus_path(path)}")
+    if rewards is not None:
+        lines = b"".join(reward_lines(read, outcome.passed))
+        with storage_errors(f"{rewards} could not be written"):
+            replace_file(rewards, lines)
+        print(rewards)
 
 
 def _whole_numbers(text: str) -> tuple[int, ...]:

