@@ -11,6 +11,10 @@ from wmtp.cli.options import Verbose, note
 from wmtp.errors import ConfigError
 
 
+_LARGEST_SHOWN = 10**6
+"""Denominator of an exact share that a person would read."""
+
+
 @app.command()
 def judge(
     samples: Annotated[
@@ -62,7 +66,8 @@ def judge(
     least = min(n for n, _ in outcome.counts.values())
     for number in wanted or [number for number in (1, 10, 100) if number <= least]:
         value = outcome.pass_at(number)
-        print(f"pass@{number}: {float(value):.4f}  ({value} over {len(outcome.counts)} problems)")
+        exact = f"{value} over" if value.denominator < _LARGEST_SHOWN else "over"
+        print(f"pass@{number}: {float(value):.4f}  ({exact} {len(outcome.counts)} problems)")
     found = [f"{outcome.statuses[s]} {s}" for s in STATUSES if s in outcome.statuses]
     print(f"{len(read)} samples: {', '.join(found)}")
     print(f"isolation: {outcome.isolation}")
