@@ -10,7 +10,6 @@ from wmtp.cli.apps import app
 from wmtp.cli.options import Verbose, note
 from wmtp.errors import ConfigError
 
-
 _LARGEST_SHOWN = 10**6
 """Denominator of an exact share that a person would read."""
 
