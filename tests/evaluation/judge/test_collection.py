@@ -1,11 +1,15 @@
 """The collection of hostile and awkward programs: every one judged as expected, nothing harmed."""
 
+import os
+import shutil
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from wmtp.evaluation import STATUSES, Judge
+from wmtp.evaluation.sandbox.isolation import BUBBLEWRAP, KERNEL, Isolation
 
 from .cases import FOLDER, Expected, read_collection
 
@@ -38,6 +42,24 @@ def test_every_program_is_judged_as_expected_and_nothing_is_harmed(
     assert canary.read_text() == "canary"
     assert (before.st_mtime_ns, before.st_mode) == (after.st_mtime_ns, after.st_mode)
     assert [path.name for path in tmp_path.iterdir()] == ["canary"]
+
+
+@pytest.mark.skipif(os.environ.get("WMTP_JUDGE_CHECK") != "full", reason="make judge-check")
+@pytest.mark.parametrize(
+    "isolation",
+    [replace(KERNEL, layers=KERNEL.layers - {"namespaces"}), BUBBLEWRAP],
+    ids=["without namespaces", "bubblewrap"],
+)
+def test_other_isolations_judge_alike(isolation: Isolation, tmp_path: Path) -> None:
+    if isolation is BUBBLEWRAP and not shutil.which("bwrap"):
+        pytest.skip("no bwrap here")
+    (tmp_path / "canary").write_text("canary")
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        Judge(isolations=[isolation]) as other,
+    ):
+        port = listener.getsockname()[1]
+        assert not unexpected(other, read_collection(FOLDER, tmp_path / "canary", port), 2)
 
 
 def test_a_wrong_expectation_is_noticed(judge: Judge, tmp_path: Path) -> None:
