@@ -76,6 +76,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tokenizer.save(folder)
 
     (root / "problems.jsonl").write_text(json.dumps(PROBLEM) + "\n")
+    (root / "format.yaml").write_text("template: '{description}'\nstop: ['#']\n")
     (root / "samples.jsonl").write_text('{"task_id": 1, "completion": "def f(): return 2"}\n')
     (root / "tracked/tracking").mkdir(parents=True)
     (root / "tracked/run.yaml").write_text(
@@ -241,6 +242,10 @@ SLOTS: dict[str, dict[str, tuple[str, Callable[[Path], list[Any]]]]] = {
             "shards",
             lambda w: ["--model", w / "llama", "--data", w / "shards", "--suite", "heads"],
         ),
+        "--problems": ("problems", lambda w: solving(w)),
+        "--prompt-format": (
+            "format", lambda w: [*solving(w), "--prompt-format", w / "format.yaml"]
+        ),
     },
     "generate": {
         "--model": (
@@ -325,7 +330,15 @@ SLOTS: dict[str, dict[str, tuple[str, Callable[[Path], list[Any]]]]] = {
         ),
     },
 }  # fmt: skip
-READS_NO_FILE_OF_OTHERS: set[str] = set()
+READS_NO_FILE_OF_OTHERS = {"lm-eval"}  # it hands all over to the harness
+
+
+def solving(world: Path) -> list[Any]:
+    """Few tokens: a model writes and the judge runs what it wrote when nothing is refused."""
+    return [
+        *("--model", world / "llama", "--suite", "mbpp", "--split", "all"),
+        *("--max-new-tokens", 2, "--problems", world / "problems.jsonl", *OUT),
+    ]
 
 
 def judged(world: Path) -> list[Any]:
@@ -711,6 +724,7 @@ PLACES = {
     "text": ("text.txt", BAD_TEXTS),
     "samples": ("samples.jsonl", BAD_LINES),
     "problems": ("problems.jsonl", BAD_LINES),
+    "format": ("format.yaml", BAD_SETTINGS | {"no place": content("template: x\n")}),
     "shards": ("shards", BAD_SHARDS),
     "value_head": ("value_head", BAD_VALUE_HEADS),
     "checkpoint": ("run/checkpoints/step-00000001", BAD_CHECKPOINTS),

@@ -1,6 +1,8 @@
 """Micro-batches made ahead of time by worker processes."""
 
+import atexit
 import multiprocessing
+import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -116,5 +118,8 @@ def _unchanged(batch: Any) -> Any:
 def _belong_to_the_main_process(_worker: int) -> None:
     """A terminal sends Ctrl-C to workers as well, but the run decides when they stop."""
     end_with_parent()
+    # the thread that sends batches may be inside torch when the interpreter is taken down, which
+    # then aborts the process: so a worker that is done leaves without that
+    atexit.register(os._exit, 0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
