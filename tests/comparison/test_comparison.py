@@ -138,6 +138,19 @@ def test_training_is_shown_at_equal_tokens_and_at_equal_time(tmp_path: Path) -> 
     assert [row[2] for row in clock.rows] == ["30", "10"]
 
 
+def test_an_evaluation_between_logged_rows_has_read_its_own_tokens(tmp_path: Path) -> None:
+    """Logged at step 10, evaluated at step 15."""
+    run = write_run(tmp_path / "run", 0.0)
+    rows = [
+        {"step": 10, "tokens_seen": 10_000, "tokens_per_second": 100.0},
+        {"step": 15, "eval/ce/head_0": 3.0},
+    ]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    curve = read_run(run).curve
+    assert curve is not None
+    assert (curve.points[0].tokens, curve.points[0].seconds) == (15_000, 100.0)
+
+
 def test_the_page_stands_alone_and_shows_names_as_text(tmp_path: Path) -> None:
     base = write_run(tmp_path / "<b>", 0.0)
     other = write_run(tmp_path / "other", 0.0, algorithm="<script>alert(1)</script>")

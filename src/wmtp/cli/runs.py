@@ -78,6 +78,10 @@ def compare(
         list[str] | None, typer.Option("--data", help="With --grid: text to evaluate on.")
     ] = None,
     split: Split = "all",
+    max_length: Annotated[
+        int | None,
+        typer.Option(min=2, help="With --grid: tokens per row or window of the evaluation."),
+    ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="With --grid: runs of each recipe.")] = 3,
     controls: Annotated[
         str, typer.Option(help="With --grid: next-token, shuffled, random_matched.")
@@ -103,6 +107,8 @@ def compare(
             raise ConfigError("--grid needs --data: the text that all runs are evaluated on.")
         named = [name.strip() for name in controls.split(",") if name.strip()]
         options = ["--split", split, *(part for one in data for part in ("--data", one))]
+        # models of other context lengths would be measured on other rows, and not be compared
+        options += [] if max_length is None else ["--max-length", str(max_length)]
         place = None if config is None else Path(config)
         runs = run_grid(cells(runs, named, seeds), out, place, override or [], options, note)
     elif len(runs) < 2:

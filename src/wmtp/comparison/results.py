@@ -164,13 +164,17 @@ def _figures(result: dict[str, Any]) -> dict[str, Figure]:
 
 def _curve(path: Path) -> Curve:
     points = []
-    tokens, seconds = 0, 0.0
+    logged = tokens = 0
+    seconds = 0.0
     for row in read_metrics(path):
         if "tokens_seen" in row:
             if row.get("tokens_per_second"):
                 seconds += (row["tokens_seen"] - tokens) / row["tokens_per_second"]
-            tokens = int(row["tokens_seen"])
+            logged, tokens = int(row["step"]), int(row["tokens_seen"])
         held_out = {name: value for name, value in row.items() if name.startswith("eval/")}
         if held_out:
-            points.append(Point(int(row["step"]), tokens, seconds, held_out))
+            step = int(row["step"])
+            # steps since the last logged row were as large as those before it
+            read = tokens * step // logged if logged else tokens
+            points.append(Point(step, read, seconds, held_out))
     return Curve(tuple(points))
