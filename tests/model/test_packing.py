@@ -34,9 +34,9 @@ def test_a_packed_model_writes_the_same_texts(kind: str, trunk: str) -> None:
     model = taught_model(kind, trunk)
     packed = pack_for_decoding(copy.deepcopy(model), smallest=0)
     some = prompts(5, 1, 20)
-    expected, _ = generate_many(model, some, max_new_tokens=60)
+    expected, _ = generate_many(model, some, max_new_tokens=40)
     for count in (0, 3):
-        found, _ = generate_many(packed, some, max_new_tokens=60, speculative=count)
+        found, _ = generate_many(packed, some, max_new_tokens=40, speculative=count)
         assert [text.ids for text in found] == [text.ids for text in expected]
     is_packed = PackedLinear in {type(module) for module in packed.modules()}
     assert is_packed

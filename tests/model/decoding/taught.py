@@ -1,6 +1,11 @@
 """Toy models that know a little language, so that drafts are accepted often and not always."""
 
+import atexit
+import fcntl
+import os
+import tempfile
 from functools import cache
+from pathlib import Path
 
 import torch
 from torch.nn import functional as F
@@ -16,10 +21,29 @@ LIKELY = 0.85
 def taught_model(
     kind: str, trunk: str = "llama", hidden: str = "post_norm", context: str = "chained"
 ) -> MultiTokenModel:
-    """Four heads after 150 steps on a chain in which each token has one likely successor."""
-    model = toy_model(
-        4, hidden, kind=kind, trunk=trunk, context=context, max_seq_length=192
-    ).train()
+    """Four heads after 150 steps on a chain in which each token has one likely successor.
+
+    Taught once for all workers of a run of the tests.
+    """
+    model = toy_model(4, hidden, kind=kind, trunk=trunk, context=context, max_seq_length=192)
+    run = os.environ.get("PYTEST_XDIST_TESTRUNUID")
+    if run is None:
+        return teach(model)
+    file = Path(tempfile.gettempdir()) / f"wmtp-taught-{run}-{kind}-{trunk}-{hidden}-{context}"
+    with file.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if file.exists():
+            model.load_state_dict(torch.load(file, weights_only=True))
+        else:
+            torch.save(teach(model).state_dict(), file)
+            for made in (file, Path(lock.name)):
+                atexit.register(made.unlink, missing_ok=True)
+    return model.eval()
+
+
+def teach(model: MultiTokenModel) -> MultiTokenModel:
+    """Train a model, and leave it ready to decode."""
+    model.train()
     generator = torch.Generator().manual_seed(0)
     successors_V3 = torch.randint(0, VOCABULARY, (VOCABULARY, 3), generator=generator)
     with torch.no_grad():

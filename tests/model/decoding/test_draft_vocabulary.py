@@ -61,12 +61,12 @@ def test_greedy_text_is_the_same_and_left_out_tokens_are_never_drafted(
     hidden = "pre_norm" if context == "trunk" else "post_norm"
     model = taught_model(kind, hidden=hidden, context=context)
     some = prompts(5, 1, 20)
-    expected, _ = generate_many(model, some, max_new_tokens=60)
+    expected, _ = generate_many(model, some, max_new_tokens=40)
     if packed:
         model = pack_for_decoding(copy.deepcopy(model), smallest=0)
     vocabulary = DraftVocabulary(model, SOME)
     found, figures = generate_many(
-        model, some, max_new_tokens=60, speculative=3, draft_vocabulary=vocabulary
+        model, some, max_new_tokens=40, speculative=3, draft_vocabulary=vocabulary
     )
     assert [text.ids for text in found] == [text.ids for text in expected]
     assert figures[0].acceptance[0] > 0
@@ -80,7 +80,7 @@ def test_drawn_texts_follow_the_same_distribution() -> None:
     both = []
     for count, seed in ((0, 1), (3, 2)):
         texts, _ = generate_many(
-            model, [prompt] * 4000, max_new_tokens=3, sampling=Sampling(1.2, 0.95, seed),
+            model, [prompt] * 3000, max_new_tokens=3, sampling=Sampling(1.2, 0.95, seed),
             speculative=count, draft_vocabulary=DraftVocabulary(model, SOME),
         )  # fmt: skip
         both.append(torch.tensor([text.ids[text.prompt :] for text in texts]))

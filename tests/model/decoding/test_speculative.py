@@ -38,7 +38,7 @@ def test_greedy_text_is_that_of_plain_decoding(
     """Texts of 128 tokens of each kind of heads, one by one and four at once; drafts are taken."""
     model = taught_model(kind, trunk, hidden, context)
     all_prompts = prompts(*(LENGTHS * 4)[:count])
-    tokens = 128 if count == 20 else 64
+    tokens = 128 if count == 20 else 32
     texts = [plain(model, prompt, tokens) for prompt in all_prompts]
     lengths = (1, 2, 3, "auto")
     for number, (prompt, text) in enumerate(zip(all_prompts, texts, strict=True)):
