@@ -25,7 +25,7 @@ from wmtp.data.tokenizer import TextTokenizer
 from wmtp.model.decoding.decoder import Decoder
 from wmtp.model.decoding.draft_length import Speculative
 from wmtp.model.decoding.draft_vocabulary import DraftVocabulary, load_draft_vocabulary
-from wmtp.model.generate import GREEDY, Figures, generate
+from wmtp.model.generate import GREEDY, Figures, generate_many
 from wmtp.model.hf_layout import load_model
 from wmtp.model.multi_token import MultiTokenModel
 from wmtp.model.packing import PackedLinear, pack_for_decoding
@@ -107,20 +107,15 @@ def one_way(
     """Our own decoding."""
 
     def run(prompt: list[int]) -> tuple[list[int], Figures | None]:
-        found: list[int] = []
-        stream = generate(
+        (text,), (figures,) = generate_many(
             model,
-            prompt,
+            [prompt],
             max_new_tokens=new_tokens,
             speculative=speculative,
             draft_vocabulary=vocabulary,
             compiled=compiled,
         )
-        while True:
-            try:
-                found.append(next(stream))
-            except StopIteration as ended:
-                return found, ended.value[1]
+        return text.ids[text.prompt :], figures
 
     return run
 

@@ -29,7 +29,7 @@ from wmtp.evaluation.window import Window
 from wmtp.loss import Scope, Workspace, fused_mtp_loss
 from wmtp.loss.pieces import MEBIBYTE
 from wmtp.loss.softmax_step import softmax_minus_one_hot
-from wmtp.model.generate import Figures, generate
+from wmtp.model.generate import Figures, generate_many
 from wmtp.model.heads import HeadsShape
 from wmtp.model.llama_shape import LlamaShape
 from wmtp.model.multi_token import MultiTokenModel, build_model
@@ -511,19 +511,14 @@ def decoded(
     model: MultiTokenModel, plan: Plan, speculative: int, *, compiled: bool
 ) -> tuple[list[int], Figures]:
     """A greedy text after eight tokens, and what it took."""
-    prompt, found = list(range(8)), list[int]()
-    stream = generate(
+    (text,), (figures,) = generate_many(
         model,
-        prompt,
+        [range(8)],
         max_new_tokens=plan.decoded_tokens,
         speculative=speculative,
         compiled=compiled,
     )
-    while True:
-        try:
-            found.append(next(stream))
-        except StopIteration as ended:
-            return found, ended.value[1]
+    return text.ids[text.prompt :], figures
 
 
 def decoding_times(device: Device, plan: Plan) -> Iterator[str]:

@@ -98,19 +98,16 @@ def evaluate(
             cache,
             None if "perplexity" in suites else report,  # which has told it
         )
-    for suite in CODE_SUITES:
-        if suite in suites:
-            assert trials is not None
-            assert out is not None
+    of_code = [suite for suite in CODE_SUITES if suite in suites]
+    if of_code:
+        assert trials is not None
+        assert out is not None
+        pack_for_decoding(model)  # last: a packed model computes no losses
+        vocabulary = load_draft_vocabulary(directory, model)
+        tell = report or (lambda _: None)
+        for suite in of_code:
             result[suite] = run_suite(
-                suite,
-                directory,
-                pack_for_decoding(model),
-                tokenizer,
-                load_draft_vocabulary(directory, model),
-                trials[suite],
-                out,
-                report or (lambda _: None),
+                suite, directory, model, tokenizer, vocabulary, trials[suite], out, tell
             )
     return result
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -198,16 +199,15 @@ class SampleFile:
                 "--out, or remove it."
             )
         self.samples = [_read(path, line) for line in lines[1:]]
+        self._have = {(one.task_id, one.index) for one in self.samples}
         self._file = LineFile(path)
         if not lines:
             self._file.append(first + b"\n")
 
     def missing(self, prompts: Sequence[Prompt], samples: int) -> list[Prompt]:
         """Prompts of which not all samples are there; those are written anew, and told once."""
-        have: dict[str, set[int]] = {}
-        for one in self.samples:
-            have.setdefault(one.task_id, set()).add(one.index)
-        return [p for p in prompts if len(have.get(p.task_id, ())) < samples]
+        have = Counter(task_id for task_id, _ in self._have)
+        return [prompt for prompt in prompts if have[prompt.task_id] < samples]
 
     def add(self, sample: Sample) -> None:
         """Keep a sample, if it is not there.
@@ -215,9 +215,9 @@ class SampleFile:
         Raises:
             StorageError: the disk refused.
         """
-        if not any(
-            (one.task_id, one.index) == (sample.task_id, sample.index) for one in self.samples
-        ):
+        key = (sample.task_id, sample.index)
+        if key not in self._have:
+            self._have.add(key)
             self.samples.append(sample)
             self._file.append(json.dumps(vars(sample)).encode() + b"\n")
 
