@@ -9,9 +9,10 @@ a process of its own, whose resident set is read before the model is built and a
 (Linux). Before the first reading the process has imported everything and trained a toy, so that
 the program itself is not counted: only what the run adds.
 
-It is measured twice, unless ``--once``. By default glibc keeps freed memory in pieces under 32 MiB,
-in an order that nothing can foresee; the prediction is of what tensors hold, which is what the
-process holds with ``MALLOC_MMAP_THRESHOLD_=131072``. The last column says what the default adds.
+It is measured twice, unless ``--once``: as a run that is short of memory, which gives freed
+memory back at once, and as one with memory to spare, where glibc keeps freed pieces under 32 MiB in
+an order that nothing can foresee. The prediction is of the first, what tensors hold; ``kept by
+glibc`` is what the second adds, and ``slower`` what giving back costs in processor time.
 """
 
 import argparse
@@ -119,12 +120,22 @@ def train(settings: Any) -> None:
                 take_step(job, moving, feed)
 
 
-def measure(folder: Path, name: str) -> int:
-    """Growth of the resident set in bytes, in this process."""
+def measure(folder: Path, name: str, *, give_back: bool) -> tuple[int, float]:
+    """Growth of the resident set in bytes, in this process, and processor seconds of the run.
+
+    Args:
+        folder: that was prepared.
+        name: of the configuration.
+        give_back: freed memory is given back at once, as when the machine's is short.
+    """
     import gc
+    import time
 
     from wmtp.runtime.device import choose_device
+    from wmtp.runtime.heap import give_freed_memory_back
 
+    if give_back:
+        give_freed_memory_back()
     values, precision = CONFIGURATIONS[name]
     toy = GPT2 | {"hidden_size": 32, "num_layers": 1, "num_heads": 2}
     small = heads(toy if values["model"].get("kind") == "hf" else TOY, kind="sequential")
@@ -133,9 +144,9 @@ def measure(folder: Path, name: str) -> int:
     settings = read_settings(folder, values, precision)
     device = choose_device("cpu", "fp32")
     device.reset_peak_memory()
-    before = device.peak_memory_bytes()
+    before, started = device.peak_memory_bytes(), time.process_time()
     train(settings)
-    return device.peak_memory_bytes() - before
+    return device.peak_memory_bytes() - before, time.process_time() - started
 
 
 def predict(folder: Path, name: str) -> dict[str, int]:
@@ -145,13 +156,15 @@ def predict(folder: Path, name: str) -> dict[str, int]:
     return dict(predict_run(read_settings(folder, *CONFIGURATIONS[name]), "cpu").parts)
 
 
-def in_a_fresh_process(folder: Path, name: str, **variables: str) -> int:
+def in_a_fresh_process(folder: Path, name: str, *, give_back: bool) -> tuple[int, float]:
     command = [sys.executable, __file__, "--one", name, "--folder", str(folder)]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment | variables)
+    command += ["--give-back"] * give_back
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
         raise RuntimeError(f"{name}: {done.stderr}")
-    return int(json.loads(done.stdout.splitlines()[-1]))
+    held, seconds = json.loads(done.stdout.splitlines()[-1])
+    return int(held), float(seconds)
 
 
 def main() -> None:
@@ -160,18 +173,19 @@ def main() -> None:
     parser.add_argument("--once", action="store_true", help="leave out glibc's default")
     parser.add_argument("--markdown", type=Path)
     parser.add_argument("--one", help=argparse.SUPPRESS)
+    parser.add_argument("--give-back", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.one:
-        print(json.dumps(measure(given.folder, given.one)))
+        print(json.dumps(measure(given.folder, given.one, give_back=given.give_back)))
         return
     from wmtp.audit import PARTS
     from wmtp.memory_plan import mebibytes
 
     lines = [
         f"| configuration | B | S | {' | '.join(PARTS)} | predicted MiB | measured MiB | error "
-        "| kept by glibc |",
-        f"|---|{'---:|' * (len(PARTS) + 6)}",
+        "| kept by glibc | slower |",
+        f"|---|{'---:|' * (len(PARTS) + 7)}",
     ]
     print("\n".join(lines), flush=True)
     worst = 0.0
@@ -183,15 +197,18 @@ def main() -> None:
                 continue
             parts = predict(folder, name)
             predicted = sum(parts.values())
-            measured = in_a_fresh_process(folder, name, MALLOC_MMAP_THRESHOLD_="131072")
-            kept = "" if given.once else mebibytes(in_a_fresh_process(folder, name) - measured)
+            measured, seconds = in_a_fresh_process(folder, name, give_back=True)
+            kept, slower = "", ""
+            if not given.once:
+                most, fewer = in_a_fresh_process(folder, name, give_back=False)
+                kept, slower = mebibytes(most - measured), f"{seconds / fewer - 1:+.0%}"
             error = predicted / measured - 1
             worst = max(worst, abs(error))
             size = CONFIGURATIONS[name][0]["data"]["train"]
             cells = [name, str(size["batch_size"]), str(size["max_length"])]
             cells += [f"{held / 2**20:,.0f}" for held in parts.values()]
             cells += [f"{predicted / 2**20:,.0f}", f"{measured / 2**20:,.0f}", f"{error:+.1%}"]
-            cells.append(kept)
+            cells += [kept, slower]
             lines.append(f"| {' | '.join(cells)} |")
             print(lines[-1], flush=True)
     print(f"largest error {worst:.1%}")

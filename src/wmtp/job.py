@@ -230,6 +230,11 @@ def assembled(
             model.freeze_trunk()
         if config.devices.use_torch_compile:
             model.compile_trunk()
+        if device.is_short_of_memory_for(held_all_the_time(model)):
+            report(
+                "memory is short for this model: what is freed is given back at once, which takes "
+                "time; a run with four times what its weights and optimizer need goes faster"
+            )
         place_model(model, settings, device, ranks)
         if config.devices.fsdp.enabled and ranks.count == 1:
             report("one process: there is nothing to slice; torchrun starts several")
@@ -254,6 +259,11 @@ def assembled(
             max_steps=steps,
             ranks=ranks,
         )
+
+
+def held_all_the_time(model: MultiTokenModel) -> int:
+    """Bytes of the weights, and of the gradients and AdamW's two moments of those that learn."""
+    return sum(p.nbytes * (4 if p.requires_grad else 1) for p in model.parameters())
 
 
 def shared(ranks: Ranks) -> str:

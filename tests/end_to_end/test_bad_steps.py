@@ -284,3 +284,14 @@ def test_req3_scratch_memory_is_waited_for_where_no_row_is_logged(
     world.config["log_interval"] = log_interval
     world.train("run")
     assert found == waited
+
+
+def test_a_run_that_is_short_of_memory_says_so_and_learns_the_same(
+    world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    world.train("roomy")
+    assert "memory is short" not in capsys.readouterr().err
+    monkeypatch.setattr(Device, "is_short_of_memory_for", lambda *_: True)
+    world.train("short")
+    assert "memory is short for this model" in capsys.readouterr().err
+    assert losses(world, "short") == losses(world, "roomy")

@@ -2,8 +2,10 @@ import importlib.util
 import random
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -216,3 +218,17 @@ def test_req7_pressure_is_what_the_driver_holds_of_what_is_recommended(
     monkeypatch.setattr(torch.mps, "recommended_max_memory", lambda: 12 * 2**30)
     assert choose_device("mps", "fp32").memory_pressure() == 0.75
     assert cpu.memory_pressure() is None
+
+
+def test_a_run_that_takes_a_quarter_of_the_memory_gives_back_what_it_frees(
+    monkeypatch: pytest.MonkeyPatch, cpu: Device
+) -> None:
+    asked = list[bool]()
+    monkeypatch.setattr(device_module, "give_freed_memory_back", lambda: not asked.append(True))
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=4000))
+    assert not cpu.is_short_of_memory_for(1000)
+    assert not asked
+    assert cpu.is_short_of_memory_for(1001)
+    assert asked
+    pretend(monkeypatch, "mps", "cpu")
+    assert not choose_device("mps", "fp32").is_short_of_memory_for(1001)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar, final
+from typing import Any, Final, Generic, Literal, TypeVar, final
 
 import numpy as np
 import psutil
@@ -20,6 +20,7 @@ from torch import Tensor
 from wmtp.errors import CheckpointError, DeviceError
 from wmtp.loss import Workspace
 from wmtp.loss.pieces import rounded_up
+from wmtp.runtime.heap import give_freed_memory_back
 
 Kind = Literal["cuda", "mps", "cpu"]
 ComputeBackend = Literal["auto", "cuda", "mps", "cpu"]
@@ -244,6 +245,21 @@ class Device:
             torch.cuda.empty_cache()
         elif self.kind == "mps":
             torch.mps.empty_cache()
+        else:
+            give_freed_memory_back()
+
+    def is_short_of_memory_for(self, held: int) -> bool:
+        """Whether a run should be lean: on a CPU with less than four times what it will hold.
+
+        Such a run is told to give freed memory back at once. That takes up to a quarter more time,
+        and else the C library may keep as much as the run uses.
+
+        Args:
+            held: bytes of weights, gradients and optimizer, that are there all the time.
+        """
+        if self.kind != "cpu" or held * _ROOMY <= psutil.virtual_memory().available:
+            return False
+        return give_freed_memory_back()
 
     def memory_pressure(self) -> float | None:
         """How much the driver holds, as a share of what the system recommends to hold at most.
@@ -391,6 +407,11 @@ class RecordedStep(Generic[Found]):
             held.copy_(given)
         self._graph.replay()
         return self._outputs
+
+
+_ROOMY: Final = 4
+"""Activations may be as much as what is held all the time, and what is freed and kept as much as
+both."""
 
 
 @dataclass(frozen=True)
