@@ -64,7 +64,7 @@ audit: $(VENV)/.test
 
 judge-check: $(VENV)/.test
 	WMTP_JUDGE_CHECK=full $(BIN)/python -m pytest -q tests/evaluation/judge tests/evaluation/test_samples.py \
-		tests/evaluation/test_coverage.py
+		tests/evaluation/test_coverage.py tests/end_to_end/test_code_suites.py
 
 # in an environment of its own that sees the packages of the other: 136 MB that few need
 LM_EVAL := $(WMTP_CACHE)/lm-eval
