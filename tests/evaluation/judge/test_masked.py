@@ -62,7 +62,7 @@ def masking(*missing: str) -> str:
                 (0x20, 0, 0, 16),
                 (0x15, 0, 1, PR_SET_SECCOMP),
                 (0x06, 0, 0, 0x00050000 | INVALID),
-            ]  # fmt: skip
+            ]
         )
     steps.append((0x06, 0, 0, 0x7FFF0000))
     return b"".join(struct.pack("=HBBI", *step) for step in steps).hex()
