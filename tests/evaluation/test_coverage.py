@@ -23,7 +23,7 @@ from wmtp.evaluation.statistics import (
 )
 
 FULL = os.environ.get("WMTP_JUDGE_CHECK") == "full"
-SIMULATIONS = 3000 if FULL else 600
+SIMULATIONS = 2000 if FULL else 600
 Draws = np.random.Generator
 Case = tuple[str, Callable[[Draws], Interval], float]
 
@@ -115,7 +115,7 @@ MORE: list[Case] = [
 
 @pytest.fixture(autouse=True)
 def fewer_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(statistics, "RESAMPLES", 1000 if FULL else 500)
+    monkeypatch.setattr(statistics, "RESAMPLES", 500)
 
 
 def test_ninety_five_of_a_hundred_intervals_hold_the_truth(
