@@ -102,10 +102,10 @@ def test_a_program_is_set_apart_from_what_shares_its_restrictions(apart: str, to
     code = (
         "import os, sys\n"
         f"sys.path.insert(0, {str(SOURCES / 'wmtp/evaluation/sandbox')!r})\n"
-        "from inside.kernel import renounce_privileges\n"
+        "from inside.kernel import forbid_new_privileges\n"
         "from inside.landlock import landlock_version, restrict_files, set_apart\n"
         "if landlock_version() < 6: print('old'); sys.exit()\n"
-        "renounce_privileges()\n"
+        "forbid_new_privileges()\n"
         "restrict_files(['/usr/lib'], [])\n"
         "if os.fork(): os.wait(); sys.exit()\n"
         f"{apart}\n"

@@ -67,6 +67,10 @@ class Confinement:
         Raises:
             OSError: the kernel refused; nothing must be run then.
         """
+        if sys.platform == "linux":  # Landlock asks an ordinary user for this first
+            from .kernel import forbid_new_privileges
+
+            forbid_new_privileges()
         if LANDLOCK in self.layers:
             from .landlock import restrict_files
 
@@ -76,9 +80,9 @@ class Confinement:
 
             confine(folder)
         if sys.platform == "linux":
-            from .kernel import renounce_privileges
+            from .kernel import renounce_capabilities
 
-            renounce_privileges()
+            renounce_capabilities()
 
     def apply_within(self, limits: dict[str, Any]) -> None:
         """Confine a process whose parent was restricted, and set it apart from that.

@@ -14,7 +14,7 @@ from types import FrameType
 from typing import Final
 
 from . import program_side, tests_side
-from .confinement import Confinement
+from .confinement import NAMESPACES, Confinement
 from .folders import make_folder, remove
 from .frames import Channel, Ended
 from .processes import close_all_but, enter_folder, fork, settle, take_over
@@ -32,7 +32,8 @@ def supervise(job: socket.socket, confinement: Confinement) -> None:
     request = channel.receive()
     source, stdin = channel.receive(), channel.receive_bytes()
     folder, own_disk = make_folder(confinement, request["limits"])
-    if own_disk and request["kind"] == "assert":
+    first = own_disk and NAMESPACES in confinement.layers
+    if first and request["kind"] == "assert":
         _run_tests_here(Run(request["limits"], None), confinement, folder, source, job)
         return
     if not own_disk:  # open files that have no name any more are found by nobody
