@@ -18,7 +18,7 @@ Floats = NDArray[np.float64]
 LEVEL: Final = 0.95
 RESAMPLES: Final = 10_000
 POWER: Final = 0.8
-_FEW_UNITS: Final = 8
+_FEW_UNITS: Final = 10
 # of simulations: with 2, the degrees of freedom of a variance, Wilson's interval is too wide
 _FREEDOM: Final = 4.0
 _CHUNK: Final = 1 << 22
@@ -89,7 +89,7 @@ def interval(units: Units, *, level: float = LEVEL, seed: int = 0) -> Interval:
     Units are drawn again with replacement, and percentiles are taken further out than the level
     says, because plain ones are too narrow for few units: as a t distribution is wider than a
     normal one for as many units as there effectively are, ``k = sum(b)^2 / sum(b^2)`` with
-    denominators ``b``. A few long documents among many short ones are few. Below eight units, whose
+    denominators ``b``. A few long documents among many short ones are few. Below ten units, whose
     percentiles end at the outermost of them, it is the t interval itself.
 
     Source:
