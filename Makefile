@@ -2,7 +2,8 @@
 # make test   set up, then lint, type check and test
 # make faults kill, damage and starve real runs for half an hour; GROUP=kills for one group
 # make audit  every kind of training step on a simulated Apple GPU, and large models' peaks
-# make judge-check  judge all reference solutions, on a busy machine too: some ten minutes
+# make judge-check  judge all reference solutions, on a busy machine too; simulate intervals: half an hour
+# make lm-eval-check  install lm-evaluation-harness beside, and hold our model class against its own
 # make bench  measure loss and attention against other ways, memory against its prediction
 PYTHON ?= python3
 VENV := .venv
@@ -16,7 +17,7 @@ LLAMA_CPP := $(WMTP_CACHE)/llama.cpp
 NPM_INSTALL = timeout 180 npm install --silent --fetch-retries 1 --prefix $(LLAMA_CPP) \
 	--ignore-scripts --omit=optional
 
-.PHONY: help demo test lint faults audit judge-check bench clean
+.PHONY: help demo test lint faults audit judge-check lm-eval-check bench clean
 help:
 	@grep '^# make' Makefile | cut -c3-
 
@@ -62,7 +63,22 @@ audit: $(VENV)/.test
 	$(BIN)/python scripts/audit.py
 
 judge-check: $(VENV)/.test
-	WMTP_JUDGE_CHECK=full $(BIN)/python -m pytest -q tests/evaluation/judge tests/evaluation/test_samples.py
+	WMTP_JUDGE_CHECK=full $(BIN)/python -m pytest -q tests/evaluation/judge tests/evaluation/test_samples.py \
+		tests/evaluation/test_coverage.py tests/end_to_end/test_code_suites.py
+
+# in an environment of its own that sees the packages of the other: 136 MB that few need
+LM_EVAL := $(WMTP_CACHE)/lm-eval
+$(LM_EVAL)/.installed: $(VENV)/.test
+	@echo "Setting up lm-evaluation-harness ..."
+	@$(BIN)/python -m venv $(LM_EVAL)
+	@site='import sysconfig; print(sysconfig.get_path("purelib"))'; \
+		$(BIN)/python -c "$$site" > "$$($(LM_EVAL)/bin/python -c "$$site")/parent.pth"
+	@$(LM_EVAL)/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt \
+		-e '.[lm-eval]'
+	@touch $@
+
+lm-eval-check: $(LM_EVAL)/.installed
+	$(LM_EVAL)/bin/python -m pytest -q tests/harness
 
 bench: $(VENV)/.test
 	$(BIN)/python benchmarks/loss.py

@@ -1,16 +1,21 @@
 """A model writes programs, the judge runs them, and an interrupted evaluation goes on."""
 
 import json
+import os
+import random
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.processes.programs import Programs
 from wmtp.errors import ConfigError
 from wmtp.evaluation.continuations import Sample
 
 from .conftest import World
 
+FULL = os.environ.get("WMTP_JUDGE_CHECK") == "full"
 PROBLEMS = [
     {
         "task_id": number,
@@ -93,6 +98,46 @@ def test_a_real_model_writes_real_programs(
     assert "wmtp sync" in capsys.readouterr().err
     with pytest.raises(ConfigError, match="pass@1|needs --out"):
         world.run("evaluate", "--model", str(trained), "--suite", "mbpp")
+
+
+@pytest.mark.skipif(not FULL, reason="make judge-check")
+@pytest.mark.parametrize("seed", range(4))
+def test_killed_at_any_moment_nothing_is_written_or_judged_twice(
+    world: World, trained: Path, seed: int
+) -> None:
+    """While the model is loaded, writes texts, and while they are judged."""
+    chance = random.Random(seed)
+    rows = [{**PROBLEMS[0], "task_id": number} for number in range(11, 31)]
+    (world.folder / "mbpp.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out = world.folder / "out"
+    given = ["--model", trained, "--problems", world.folder / "mbpp.jsonl", "--suite", "mbpp",
+             "--out", out, "--samples", 2, "--temperature", 1, "--max-new-tokens", 4]  # fmt: skip
+    files = [out / "mbpp_texts.jsonl", out / "mbpp_results.jsonl"]
+    kept: list[list[bytes]] = [[], []]
+    programs = Programs(world.folder)
+    kills = 0
+    for _ in range(40):
+        evaluation = programs.fork("evaluate", *map(str, given))
+        code = evaluation.reap(chance.uniform(0.1, 1.0 + kills / 2))
+        if code is None:
+            kills += 1
+            evaluation.kill()
+            evaluation.reap(10.0)
+        assert evaluation.left_behind(10.0) == []
+        for place, path in enumerate(files):
+            found = path.read_bytes() if path.exists() else b""
+            whole = found[: found.rfind(b"\n") + 1].splitlines()
+            assert set(kept[place]) <= set(whole), f"a line of {path.name} has changed"
+            kept[place] = whole
+        if code is not None:
+            break
+    assert code == 0, evaluation.said
+    assert kills, "it was never killed"
+    texts, verdicts = ([json.loads(line) for line in lines] for lines in kept)
+    written = Counter((row["task_id"], row["index"]) for row in texts if "index" in row)
+    assert set(written.values()) == {1}
+    assert len(written) == 40
+    assert Counter(row["sample"] for row in verdicts) == Counter(range(40))
 
 
 def test_another_prompt_is_another_evaluation(world: World, trained: Path) -> None:

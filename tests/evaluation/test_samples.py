@@ -2,9 +2,7 @@
 
 import json
 import os
-import signal
-import subprocess
-import sys
+import random
 import time
 from collections import Counter
 from fractions import Fraction
@@ -13,7 +11,7 @@ from typing import Any
 
 import pytest
 
-import wmtp
+from tests.processes.programs import Programs
 from wmtp import cli
 from wmtp.errors import ConfigError, DataError
 from wmtp.evaluation import Limits
@@ -25,6 +23,7 @@ PROBLEMS: list[dict[str, Any]] = [
      "test_list": ["assert f(1) == 2"], "test_setup_code": ""}
     for number in (1, 2)
 ]  # fmt: skip
+FULL = os.environ.get("WMTP_JUDGE_CHECK") == "full"
 RIGHT, WRONG = "def f(x): return x + 1", "def f(x): return x"
 
 
@@ -105,6 +104,42 @@ def test_verdicts_of_something_else_are_not_continued(tmp_path: Path, problems: 
         judge_samples(read_samples(samples, known), out, Limits())
 
 
+@pytest.mark.skipif(not FULL, reason="make judge-check")
+@pytest.mark.parametrize("seed", range(6))
+def test_killed_at_any_moment_nothing_is_judged_twice_or_left_running(
+    tmp_path: Path, problems: Path, seed: int
+) -> None:
+    """Killed again and again, while it starts, judges and writes, until it once is fast enough."""
+    chance = random.Random(seed)
+    slow = "import time; time.sleep(0.03)\n" + RIGHT
+    rows = [{"task_id": 1, "completion": f"{slow}\n# {number}"} for number in range(40)]
+    samples, out = write(tmp_path / "samples.jsonl", rows), tmp_path / "out.jsonl"
+    programs = Programs(tmp_path)
+    lines: list[bytes] = []
+    kills = 0
+    for _ in range(60):
+        given = ("--problems", str(problems), "--out", str(out), "--workers", "2")
+        run_of_it = programs.fork("judge", str(samples), *given)
+        code = run_of_it.reap(chance.uniform(0.05, 1.2 + kills / 2))
+        if code is None:
+            if len(lines) < 40:
+                kills += 1
+            run_of_it.kill()
+            run_of_it.reap(10.0)
+        assert run_of_it.left_behind(10.0) == []
+        if lines and "had been judged before" in run_of_it.said:
+            assert f"{len(lines)} of 40 had been judged before" in run_of_it.said
+        found = out.read_bytes() if out.exists() else b""
+        whole = found[: found.rfind(b"\n") + 1].splitlines()
+        assert set(lines) <= set(whole), "a verdict that was there has changed"
+        lines = whole
+        if code == 0:
+            break
+    assert code == 0, run_of_it.said
+    assert kills, "it was never killed"
+    assert Counter(json.loads(line)["sample"] for line in lines) == Counter(range(40))
+
+
 def test_killed_halfway_it_goes_on_and_judges_nothing_twice(tmp_path: Path, problems: Path) -> None:
     """Each line is written once by whichever call judged it; the kill comes in the middle."""
     slow = "import time; time.sleep(0.05)\n" + RIGHT
@@ -113,25 +148,23 @@ def test_killed_halfway_it_goes_on_and_judges_nothing_twice(tmp_path: Path, prob
         [{"task_id": 1, "completion": f"{slow}\n# {i}"} for i in range(40)],
     )
     out = tmp_path / "out.jsonl"
-    command = [
-        *(sys.executable, "-m", "wmtp", "judge", str(samples), "--problems", str(problems)),
-        *("--out", str(out), "--workers", "2"),
-    ]
-    environment = {**os.environ, "PYTHONPATH": str(Path(wmtp.__file__).parents[1])}
-    killed = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+    command = ("judge", str(samples), "--problems", str(problems), "--out", str(out))
+    programs = Programs(tmp_path)
+    killed = programs.fork(*command, "--workers", "2")
     end = time.monotonic() + 30
     while time.monotonic() < end and (not out.exists() or out.read_bytes().count(b"\n") < 5):
         time.sleep(0.01)
-    killed.send_signal(signal.SIGKILL)
-    killed.wait()
+    killed.kill()
+    killed.reap(10.0)
+    assert killed.left_behind(10.0) == []
     before = out.read_bytes()
     lines = before.count(b"\n")
     assert 5 <= lines < 40
     with out.open("ab") as file:
         file.write(b'{"task_id": "Mbpp/1", "sa')  # as if the kill had torn a line
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert f"{lines} of 40 had been judged before" in done.stderr
+    again = programs.fork(*command, "--workers", "2")
+    assert again.wait() == 0, again.said
+    assert f"{lines} of 40 had been judged before" in again.said
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert Counter(row["sample"] for row in rows) == Counter(range(40))
     assert set(before.splitlines()) <= set(out.read_bytes().splitlines()), (

@@ -4,13 +4,12 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from wmtp.evaluation import statistics
 from wmtp.evaluation.statistics import (
     Units,
-    coverage,
     holm,
     interval,
     mcnemar,
+    mean_share_interval,
     over_seeds,
     paired_interval,
     share_interval,
@@ -42,44 +41,50 @@ def docs(draws: np.random.Generator, count: int = 100) -> Units:
     return Units.of((tokens * draws.normal(3.2, 0.5, count)).tolist(), tokens.tolist())
 
 
-def solved(draws: np.random.Generator) -> Units:
-    """164 problems of different difficulty, ten tries each."""
-    return Units.of((draws.binomial(10, draws.beta(0.6, 1.4, 164)) / 10).tolist())
-
-
-@pytest.mark.parametrize(("sample", "truth"), [(docs, 3.2), (solved, 0.3)])
-def test_ninety_five_of_a_hundred_intervals_hold_the_truth(
-    sample: object, truth: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """95 % +- 1.5 in 2,000 simulations, where chance alone moves the share by 0.5."""
-    monkeypatch.setattr(statistics, "RESAMPLES", 1000)
-    share = coverage(sample, truth, simulations=2000)  # type: ignore[arg-type]
-    assert 0.935 <= share <= 0.965
-
-
-def test_the_simulation_would_find_an_interval_that_is_too_narrow(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """One for 90 % in place of 95."""
-    monkeypatch.setattr(statistics, "RESAMPLES", 1000)
-    narrow = statistics.interval
-    monkeypatch.setattr(
-        statistics, "interval", lambda units, *, seed: narrow(units, level=0.9, seed=seed)
-    )
-    assert coverage(solved, 0.3, simulations=1000) < 0.935
-
-
 def test_shares_have_wilsons_interval() -> None:
     """HumanEval at 0.3: 0.23 to 0.37."""
     found = share_interval(49, 164)
     assert (round(found.low, 2), round(found.high, 2)) == (0.23, 0.37)
-    truth, hits = 0.1, 0
-    for passed in DRAWS.binomial(164, truth, 4000):
-        one = share_interval(int(passed), 164)
-        hits += one.low <= truth <= one.high
-    assert 0.935 <= hits / 4000 <= 0.965
     with pytest.raises(ValueError, match="5 of 4 is no share"):
         share_interval(5, 4)
+
+
+def test_shares_of_several_tries_are_as_wilsons_where_tries_are_alike() -> None:
+    """Worked by hand: shares 0.4 and 0.6 by turns vary as 24.7 tries of each problem would."""
+    shares = [0.4, 0.6] * 20
+    found = mean_share_interval(shares)
+    tries = 40 * 0.25 / (0.01 * 40 / 39)
+    assert tries == pytest.approx(975)
+    wilson = share_interval(500, 1000)
+    assert found.value == pytest.approx(0.5)
+    assert (found.high - found.low) == pytest.approx(
+        (wilson.high - wilson.low) * np.sqrt(1000 / 975), rel=0.01
+    )
+    assert mean_share_interval([1.0, 0.0, 0.0]) == share_interval(1, 3)
+    assert mean_share_interval([0.0] * 50).high > 0.05, "none of 50 is not none of all"
+    same = mean_share_interval([0.5] * 30)
+    assert same.low < 0.4 < 0.6 < same.high
+    for impossible in ([], [1.5], [-0.1]):
+        with pytest.raises(ValueError, match="from 0 to 1"):
+            mean_share_interval(impossible)
+
+
+def test_a_few_long_documents_are_few() -> None:
+    """Ninety short documents beside two long ones tell no more than the two."""
+    nats = DRAWS.normal(3, 0.5, 92)
+    alike = np.full(92, 100.0)
+    long = alike.copy()
+    long[:2] = 40_000.0
+    one, other = (interval(Units(nats * tokens, tokens)) for tokens in (alike, long))
+    assert other.high - other.low > 2 * (one.high - one.low)
+
+
+def test_few_units_have_the_t_interval() -> None:
+    sample = [1.0, 2.0, 4.0, 3.0]
+    found = interval(Units.of(sample))
+    theirs = scipy.stats.t.interval(0.95, 3, 2.5, scipy.stats.sem(sample))
+    assert (found.low, found.high) == pytest.approx(theirs)
+    assert interval(Units.of([1.0])).high == np.inf
 
 
 def test_pairs_tell_apart_what_single_intervals_cannot() -> None:
@@ -90,7 +95,7 @@ def test_pairs_tell_apart_what_single_intervals_cannot() -> None:
     assert interval(base).low < interval(other).value < interval(base).high
     difference = paired_interval(other, base)
     assert difference.high < 0
-    assert wilcoxon(other.each, base.each) < 1e-6
+    assert wilcoxon(other.each, base.each) < 1e-4
     assert 0 < smallest_detectable_difference(other, base) < 0.02
 
 

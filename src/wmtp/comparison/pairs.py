@@ -15,9 +15,9 @@ from wmtp.evaluation.statistics import (
     holm,
     interval,
     mcnemar,
+    mean_share_interval,
     over_seeds,
     paired_interval,
-    share_interval,
     smallest_detectable_difference,
     wilcoxon,
 )
@@ -136,10 +136,10 @@ def _mean_units(name: str, runs: Sequence[Run]) -> Units:
 
 
 def _value(name: str, runs: Sequence[Run]) -> Interval:
-    figure = runs[0].figures[name]
-    if figure.is_yes_or_no and len(runs) == 1:
-        return share_interval(round(figure.units.numerators.sum()), len(figure.units.numerators))
-    return interval(_mean_units(name, runs))
+    units = _mean_units(name, runs)
+    if runs[0].figures[name].is_share:
+        return mean_share_interval(units.numerators.tolist())
+    return interval(units)
 
 
 def _between_seeds(name: str, runs: Sequence[Run], base: Sequence[Run]) -> Interval | None:

@@ -26,12 +26,14 @@ class Figure:
         units: parts, in the order of the data.
         keys: names of problems; None where units are known by their order.
         less_is_better: as of a cross-entropy.
-        is_yes_or_no: each unit counts one and gave 0 or 1.
+        is_share: each unit counts one and gave a number from 0 to 1.
+        is_yes_or_no: each gave 0 or 1.
     """
 
     units: Units
     keys: tuple[str, ...] | None = None
     less_is_better: bool = True
+    is_share: bool = False
     is_yes_or_no: bool = False
 
 
@@ -157,6 +159,7 @@ def _figures(result: dict[str, Any]) -> dict[str, Figure]:
                 Units.of(shares),
                 tuple(str(row["task_id"]) for row in rows),
                 less_is_better=False,
+                is_share=True,
                 is_yes_or_no=all(row["n"] == 1 for row in rows),
             )
     return figures

@@ -25,7 +25,7 @@ from wmtp.evaluation.problems import Problem, Suite, load_problems
 from wmtp.evaluation.prompts import PromptFormat
 from wmtp.evaluation.samples import judge_samples, read_samples
 from wmtp.evaluation.sandbox.verdict import Limits
-from wmtp.evaluation.statistics import Interval, Units, interval, share_interval
+from wmtp.evaluation.statistics import Interval, mean_share_interval
 from wmtp.model.decoding.draft_vocabulary import DraftVocabulary
 from wmtp.model.multi_token import MultiTokenModel
 from wmtp.runtime.durable import replace_file, storage_errors
@@ -180,10 +180,7 @@ def _in_split(suite: Suite, trial: Trial) -> dict[str, Problem]:
 
 def _pass_at(k: int, counts: Mapping[str, tuple[int, int]]) -> Interval:
     """Mean over problems, with an interval over problems."""
-    values = [pass_at_k(n, c, k) for n, c in counts.values()]
-    if all(value in (0, 1) for value in values):
-        return share_interval(int(sum(values)), len(values))
-    return interval(Units.of([float(value) for value in values]))
+    return mean_share_interval([float(pass_at_k(n, c, k)) for n, c in counts.values()])
 
 
 def text_figures(programs: Sequence[tuple[Problem, str]]) -> dict[str, float | int | None]:

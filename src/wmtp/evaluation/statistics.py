@@ -18,6 +18,9 @@ Floats = NDArray[np.float64]
 LEVEL: Final = 0.95
 RESAMPLES: Final = 10_000
 POWER: Final = 0.8
+_FEW_UNITS: Final = 10
+# of simulations: with 2, the degrees of freedom of a variance, Wilson's interval is too wide
+_FREEDOM: Final = 4.0
 _CHUNK: Final = 1 << 22
 """Numbers of resampled units held at a time."""
 
@@ -83,12 +86,15 @@ class Units:
 def interval(units: Units, *, level: float = LEVEL, seed: int = 0) -> Interval:
     """A bootstrap interval of a figure.
 
-    Units are drawn again with replacement. The percentiles are taken a little further out than the
-    level says, as a t distribution is wider than a normal one, because plain percentiles are too
-    narrow for few units.
+    Units are drawn again with replacement, and percentiles are taken further out than the level
+    says, because plain ones are too narrow for few units: as a t distribution is wider than a
+    normal one for as many units as there effectively are, ``k = sum(b)^2 / sum(b^2)`` with
+    denominators ``b``. A few long documents among many short ones are few. Below ten units, whose
+    percentiles end at the outermost of them, it is the t interval itself.
 
     Source:
-        Efron and Tibshirani 1993; Hesterberg 2015 (arXiv:1411.5279), "expanded percentile".
+        Efron and Tibshirani 1993; Hesterberg 2015 (arXiv:1411.5279), "expanded percentile"; Kish
+        1965 for the effective number. Coverage: ``tests/evaluation/test_coverage.py``.
 
     Example:
         >>> found = interval(Units.of([1.0] * 30 + [0.0] * 70))
@@ -96,11 +102,11 @@ def interval(units: Units, *, level: float = LEVEL, seed: int = 0) -> Interval:
         (0.2, 0.3, 0.4)
     """
     drawn = _resample(len(units.numerators), seed, [(units.numerators, units.denominators)])[0]
-    return _percentiles(units.value, drawn, len(units.numerators), level)
+    return _around(units.value, drawn, _influence(units), units.denominators, level)
 
 
 def paired_interval(one: Units, other: Units, *, level: float = LEVEL, seed: int = 0) -> Interval:
-    """A bootstrap interval of ``one - other``, both measured on the same units.
+    """A bootstrap interval of ``one - other``, both measured on the same units; see ``interval``.
 
     Raises:
         ValueError: the units are not as many.
@@ -109,7 +115,60 @@ def paired_interval(one: Units, other: Units, *, level: float = LEVEL, seed: int
         raise ValueError("the two were measured on different units")
     pairs = [(one.numerators, one.denominators), (other.numerators, other.denominators)]
     mine, theirs = _resample(len(one.numerators), seed, pairs)
-    return _percentiles(one.value - other.value, mine - theirs, len(one.numerators), level)
+    influence = _influence(one) - _influence(other)
+    return _around(one.value - other.value, mine - theirs, influence, one.denominators, level)
+
+
+def mean_share_interval(shares: Sequence[float], *, level: float = LEVEL) -> Interval:
+    """An interval of the mean of shares, each of one problem that was tried several times.
+
+    Wilson's interval, for as many independent tries as give a mean of this variance,
+    ``m = N p (1 - p) / s^2``. Its reach is that of a t distribution whose degrees of freedom tell
+    how well so many shares tell ``s``: few, where a few problems alone are ever solved. A bootstrap
+    of such shares is too narrow at both ends, and nothing wide where no problem is solved.
+
+    Source:
+        Wilson 1927; Korn and Graubard 1998 (Survey Methodology 24) for clustered shares.
+
+    Raises:
+        ValueError: there are none, or one is no share.
+
+    Example:
+        >>> found = mean_share_interval([0.5, 0.1, 0.0, 0.0, 0.2] * 20)
+        >>> round(found.low, 2), round(found.value, 2), round(found.high, 2)
+        (0.13, 0.16, 0.2)
+    """
+    values = np.asarray(shares, dtype=np.float64)
+    count = len(values)
+    if not count or values.min() < 0 or values.max() > 1:
+        raise ValueError("shares are numbers from 0 to 1, at least one")
+    mean = float(values.mean())
+    if np.isin(values, (0, 1)).all():
+        return share_interval(int(values.sum()), count, level=level)
+    squares = (values - mean) ** 2
+    if not squares.sum() > 0:
+        return _wilson(mean, count, _normal_reach(level))
+    tries = count * mean * (1 - mean) / (squares.sum() / max(1, count - 1))
+    kurtosis = count * (squares**2).sum() / squares.sum() ** 2
+    freedom = max(1.0, _FREEDOM * count / max(kurtosis - 1, 1e-9))
+    return _wilson(mean, tries, float(-scipy.stats.t.ppf((1 - level) / 2, freedom)))
+
+
+def _wilson(mean: float, tries: float, reach: float) -> Interval:
+    squared = reach**2 / tries
+    middle = (mean + squared / 2) / (1 + squared)
+    half = reach / (1 + squared) * np.sqrt((mean * (1 - mean) + squared / 4) / tries)
+    return Interval(mean, max(0.0, float(middle - half)), min(1.0, float(middle + half)))
+
+
+def _normal_reach(level: float) -> float:
+    return float(-scipy.stats.norm.ppf((1 - level) / 2))
+
+
+def _influence(units: Units) -> Floats:
+    """What each unit moves the figure by, times their number: its variance's first order."""
+    below = units.denominators
+    return cast(Floats, (units.numerators - units.value * below) / below.mean())
 
 
 def _resample(count: int, seed: int, pairs: Sequence[tuple[Floats, Floats]]) -> list[Floats]:
@@ -125,11 +184,17 @@ def _resample(count: int, seed: int, pairs: Sequence[tuple[Floats, Floats]]) -> 
     return [np.concatenate(parts) for parts in found]
 
 
-def _percentiles(value: float, drawn: Floats, count: int, level: float) -> Interval:
+def _around(
+    value: float, drawn: Floats, influence: Floats, denominators: Floats, level: float
+) -> Interval:
     drawn = drawn[np.isfinite(drawn)]  # a draw may hold only units in which nothing is counted
-    if count < 2 or not len(drawn):
+    effective = float(denominators.sum() ** 2 / (denominators**2).sum())
+    if effective <= 1 or len(influence) < 2 or not len(drawn):
         return Interval(value, -np.inf, np.inf)
-    reach = np.sqrt(count / (count - 1)) * scipy.stats.t.ppf((1 - level) / 2, count - 1)
+    reach = np.sqrt(effective / (effective - 1)) * scipy.stats.t.ppf((1 - level) / 2, effective - 1)
+    if len(influence) < _FEW_UNITS:
+        error = np.sqrt((influence**2).sum()) / len(influence)
+        return Interval(value, float(value + reach * error), float(value - reach * error))
     tail = float(scipy.stats.norm.cdf(reach))
     low, high = np.quantile(drawn, [tail, 1 - tail])
     return Interval(value, float(low), float(high))
@@ -218,11 +283,7 @@ def smallest_detectable_difference(one: Units, other: Units, *, level: float = L
     if count < 2:
         return float("inf")
 
-    def influence(units: Units) -> Floats:
-        below = units.denominators
-        return cast(Floats, (units.numerators - units.value * below) / below.mean())
-
-    error = float((influence(one) - influence(other)).std(ddof=1) / np.sqrt(count))
+    error = float((_influence(one) - _influence(other)).std(ddof=1) / np.sqrt(count))
     reach = scipy.stats.norm.ppf(1 - (1 - level) / 2) + scipy.stats.norm.ppf(POWER)
     return float(reach) * error
 
@@ -247,16 +308,17 @@ def over_seeds(differences: Sequence[float], *, level: float = LEVEL) -> Interva
 
 
 def coverage(
-    sample: Callable[[np.random.Generator], Units],
+    measure: Callable[[np.random.Generator], Interval],
     truth: float,
     *,
     simulations: int,
     seed: int = 0,
 ) -> float:
-    """The share of simulated samples whose interval holds the true figure."""
+    """The share of simulated samples whose interval holds the true figure.
+
+    Args:
+        measure: draws a sample, and gives the interval that a user would be shown.
+    """
     draws = np.random.default_rng(seed)
-    hits = 0
-    for number in range(simulations):
-        found = interval(sample(draws), seed=number)
-        hits += found.low <= truth <= found.high
-    return hits / simulations
+    found = (measure(draws) for _ in range(simulations))
+    return sum(one.low <= truth <= one.high for one in found) / simulations

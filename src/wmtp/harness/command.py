@@ -28,8 +28,21 @@ def run_harness(arguments: Sequence[str]) -> None:
 
     import wmtp.harness.model  # noqa: F401  # registers it
 
-    typed = list(arguments)
-    if typed[:1] != ["ls"] and "--include_path" not in typed and "--tasks" in typed:
-        typed += ["--include_path", str(TASKS)]
-    sys.argv = ["wmtp lm-eval", *typed]
+    sys.argv = ["wmtp lm-eval", *with_our_tasks(arguments)]
     cli_evaluate()
+
+
+def with_our_tasks(arguments: Sequence[str]) -> list[str]:
+    """What was typed, with our folder of tasks where tasks are named and no other folder is.
+
+    Example:
+        >>> with_our_tasks(["--tasks", "mine", "--include_path=here"])
+        ['--tasks', 'mine', '--include_path=here']
+        >>> with_our_tasks(["run", "--tasks", "wmtp_mbpp"])[:4]
+        ['run', '--tasks', 'wmtp_mbpp', '--include_path']
+    """
+    typed = list(arguments)
+    names = {one.partition("=")[0] for one in typed}
+    if typed[:1] == ["ls"] or "--include_path" in names or not names & {"--tasks", "-t"}:
+        return typed
+    return [*typed, "--include_path", str(TASKS)]

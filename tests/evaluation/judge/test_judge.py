@@ -22,6 +22,7 @@ from wmtp.evaluation.sandbox.turns import Turns
 
 RIGHT = ("def f(x): return x + 1", "assert f(1) == 2")
 SOURCES = Path(wmtp.__file__).parents[1]
+FULL = os.environ.get("WMTP_JUDGE_CHECK") == "full"
 
 
 def processes_below(pid: int) -> list[int]:
@@ -94,6 +95,31 @@ def test_unsafe_is_written_into_the_verdict() -> None:
     assert verdict.isolation == "unsafe"
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="Landlock is Linux's")
+@pytest.mark.parametrize(("apart", "told"), [("", "reached"), ("set_apart()", "refused")])
+def test_a_program_is_set_apart_from_what_shares_its_restrictions(apart: str, told: str) -> None:
+    """Without the filter of system calls, which refuses signals and tracing all the same."""
+    code = (
+        "import os, sys\n"
+        f"sys.path.insert(0, {str(SOURCES / 'wmtp/evaluation/sandbox')!r})\n"
+        "from inside.kernel import forbid_new_privileges\n"
+        "from inside.landlock import landlock_version, restrict_files, set_apart\n"
+        "if landlock_version() < 6: print('old'); sys.exit()\n"
+        "forbid_new_privileges()\n"
+        "restrict_files(['/usr/lib'], [])\n"
+        "if os.fork(): os.wait(); sys.exit()\n"
+        f"{apart}\n"
+        "try: os.kill(os.getppid(), 0); print('reached')\n"
+        "except PermissionError: print('refused')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd="/"
+    )
+    if done.stdout == "old\n":
+        pytest.skip("Landlock scopes signals from its version 6 on")
+    assert done.stdout.strip() == told, done.stderr
+
+
 # company ------------------------------------------------------------------------------------------
 
 
@@ -143,6 +169,30 @@ def test_a_timeout_is_judged_again_before_it_counts(judge: Judge) -> None:
     verdict = judge.judge("while True: pass", "f()", limits=Limits(seconds=0.2))
     assert (verdict.status, verdict.attempts) == ("timeout", 2)
     assert judge.judge(*RIGHT).attempts == 1
+
+
+@pytest.mark.parametrize(
+    "tests",
+    [
+        "f(1)\nsum(range(10 ** 12))",  # one call of C, in which no Python runs
+        pytest.param(
+            "import signal, time\nsignal.alarm(0)\nf(1)\ntime.sleep(60)",  # no clock of its own
+            marks=pytest.mark.skipif(not FULL, reason="make judge-check: takes eight seconds"),
+        ),
+    ],
+    ids=["computing", "without their alarm"],
+)
+def test_tests_that_cannot_watch_over_themselves_are_ended(judge: Judge, tests: str) -> None:
+    began = time.monotonic()
+    verdict = judge.judge(RIGHT[0], tests, limits=Limits(seconds=0.2))
+    assert (verdict.status, verdict.attempts) == ("timeout", 2), verdict
+    assert time.monotonic() - began < 20
+    assert judge.judge(*RIGHT).passed
+
+
+def test_a_tests_process_that_dies_is_no_verdict_of_its_program(judge: Judge) -> None:
+    verdict = judge.judge(RIGHT[0], "import os\nf(1)\nos._exit(0)")
+    assert verdict.status == "killed", verdict
 
 
 def test_a_run_alone_has_nothing_beside_it() -> None:

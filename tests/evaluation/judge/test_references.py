@@ -2,9 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -63,19 +60,6 @@ def test_verdicts_do_not_depend_on_the_number_of_workers(judge: Judge) -> None:
     for number, case in enumerate(cases):
         object.__setattr__(case, "name", number)
     assert statuses(judge, cases, 1) == statuses(judge, cases, 3)
-
-
-@pytest.fixture
-def busy_machine() -> Iterator[None]:
-    """Twice as many endless programs as there are processors."""
-    hogs = [
-        subprocess.Popen([sys.executable, "-c", "while True: pass"])
-        for _ in range(2 * (os.cpu_count() or 1))
-    ]
-    yield
-    for hog in hogs:
-        hog.kill()
-        hog.wait()
 
 
 @pytest.mark.usefixtures("busy_machine")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final, final
 
 from wmtp.errors import SandboxError
-from wmtp.evaluation.sandbox.inside.frames import Channel, Ended, MalformedMessageError
+from wmtp.evaluation.sandbox.inside.frames import REQUEST, Channel, Ended, MalformedMessageError
 from wmtp.evaluation.sandbox.isolation import ENVIRONMENT, Isolation
 
 _START_SECONDS: Final = 60.0
@@ -69,14 +69,16 @@ class Server:
         Raises:
             SandboxError: the server is no more.
         """
+        limits = request["limits"]
         ours, theirs = socket.socketpair()
         with ours:
             with theirs, self._lock:
                 try:
-                    socket.send_fds(self._control, [b"j"], [theirs.fileno()])
+                    told = REQUEST.pack(limits["cpu_seconds"], limits["wall_seconds"])
+                    socket.send_fds(self._control, [told], [theirs.fileno()])
                 except OSError as error:
                     raise SandboxError("the sandbox has ended; judge again") from error
-            ours.settimeout(request["limits"]["wall_seconds"] + _GRACE_SECONDS)
+            ours.settimeout(limits["wall_seconds"] + _GRACE_SECONDS)
             channel = channel_over(ours)
             try:
                 channel.send(request)

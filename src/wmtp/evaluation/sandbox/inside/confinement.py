@@ -14,7 +14,7 @@ NAMESPACES: Final = "namespaces"
 SEATBELT: Final = "seatbelt"
 
 # what programs and tests are called in namespaces of their own: their filters are made beforehand
-_FIRST_PIDS: Final = (2, 3)
+_FIRST_PIDS: Final = (1, 2, 3)
 
 
 @final
@@ -58,12 +58,19 @@ class Confinement:
         Raises:
             OSError: the kernel refused; nothing must be run then.
         """
-        limit_process(
-            limits["cpu_seconds"],
-            limits["memory_bytes"],
-            limits["largest_file_bytes"],
-            self.addresses,
-        )
+        self.restrict(folder)
+        self.limit_and_filter(limits)
+
+    def restrict(self, folder: str) -> None:
+        """Take files and rights from this process, and from those that it starts.
+
+        Raises:
+            OSError: the kernel refused; nothing must be run then.
+        """
+        if sys.platform == "linux":  # Landlock asks an ordinary user for this first
+            from .kernel import forbid_new_privileges
+
+            forbid_new_privileges()
         if LANDLOCK in self.layers:
             from .landlock import restrict_files
 
@@ -73,9 +80,34 @@ class Confinement:
 
             confine(folder)
         if sys.platform == "linux":
-            from .kernel import renounce_privileges
+            from .kernel import renounce_capabilities
 
-            renounce_privileges()
+            renounce_capabilities()
+
+    def apply_within(self, limits: dict[str, Any]) -> None:
+        """Confine a process whose parent was restricted, and set it apart from that.
+
+        Raises:
+            OSError: the kernel refused; nothing must be run then.
+        """
+        if LANDLOCK in self.layers:
+            from .landlock import set_apart
+
+            set_apart()
+        self.limit_and_filter(limits)
+
+    def limit_and_filter(self, limits: dict[str, Any]) -> None:
+        """Take from this process what it needed until now.
+
+        Raises:
+            OSError: the kernel refused; nothing must be run then.
+        """
+        limit_process(
+            limits["cpu_seconds"],
+            limits["memory_bytes"],
+            limits["largest_file_bytes"],
+            self.addresses,
+        )
         if SECCOMP in self.layers:
             from .kernel import install_filter
             from .seccomp import filter_program

@@ -14,11 +14,14 @@ import select
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable
-from typing import Any, Final
+from dataclasses import dataclass
+from typing import Final, final
 
 from .confinement import NAMESPACES, Confinement
-from .frames import Channel, Ended, MalformedMessageError
+from .frames import REQUEST, Channel, Ended, MalformedMessageError
+from .processes import close_all_but, prepare_streams
 
 # what programs of the usual benchmarks import most; each page that is in use makes forks slower,
 # and asyncio alone would double them
@@ -29,6 +32,7 @@ _IMPORTED: Final = (
     "struct", "textwrap", "threading", "time", "types", "typing",
 )  # fmt: skip
 _NOTICE_SECONDS: Final = 0.2
+_SLACK_SECONDS: Final = 0.5
 
 Supervise = Callable[[socket.socket, Confinement], None]
 
@@ -46,7 +50,10 @@ def main(control: socket.socket) -> None:
     for name in _IMPORTED:
         importlib.import_module(name)
     from .supervisor import supervise
+    from .warm_up import warm_up
 
+    prepare_streams()
+    warm_up()
     _shield()
     _prepare_memory()
     inside = NAMESPACES in confinement.layers and _enter_namespaces()
@@ -107,6 +114,71 @@ def _forking(inside: bool) -> Callable[[], int]:
         return os.fork
 
 
+@final
+@dataclass(frozen=True)
+class _Job:
+    """A supervisor at work, and the socket that it answers on."""
+
+    answer_on: int
+    cpu_seconds: float
+    end: float
+
+
+@final
+class _Jobs:
+    """Supervisors at work. None is waited for longer than its program can take.
+
+    Each watches over itself as long as its Python runs; tests that compute without end within one
+    call of C keep it from that, and are ended from here.
+    """
+
+    def __init__(self) -> None:
+        self._running: dict[int, _Job] = {}
+
+    def add(self, pid: int, message: bytes, answer_on: int) -> None:
+        cpu_seconds, wall_seconds = REQUEST.unpack(message)
+        end = time.monotonic() + wall_seconds + _SLACK_SECONDS
+        self._running[pid] = _Job(answer_on, cpu_seconds + _SLACK_SECONDS, end)
+
+    def forget_those_that_ended(self) -> None:
+        with contextlib.suppress(ChildProcessError):
+            while True:
+                pid, status, used = os.wait4(-1, os.WNOHANG)
+                if not pid:
+                    return
+                job = self._running.pop(pid, None)
+                if job is None:
+                    continue
+                if status:  # it has not answered
+                    _answer_for(job, used.ru_utime + used.ru_stime)
+                os.close(job.answer_on)
+
+    def end_those_that_take_too_long(self) -> None:
+        now = time.monotonic()
+        for pid, job in self._running.items():
+            if now > job.end or _cpu_seconds(pid) > job.cpu_seconds:
+                os.kill(pid, signal.SIGKILL)
+
+
+def _cpu_seconds(pid: int) -> float:
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):  # it has just ended
+            return time.clock_gettime(((~pid) << 3) | 2)
+    return 0.0
+
+
+def _answer_for(job: _Job, cpu_seconds: float) -> None:
+    late = cpu_seconds > job.cpu_seconds or time.monotonic() > job.end
+    status, detail = (
+        ("timeout", "the tests took too long") if late else ("killed", "its supervisor was ended")
+    )
+    seconds = {"seconds": cpu_seconds, "cpu_seconds": cpu_seconds}
+    channel = Channel.of(job.answer_on)
+    with contextlib.suppress(Ended):
+        channel.send({"status": status, "detail": detail, **seconds})
+        channel.send_bytes(b"")
+
+
 def _serve(
     control: socket.socket, confinement: Confinement, fork: Callable[[], int], supervise: Supervise
 ) -> None:
@@ -116,37 +188,39 @@ def _serve(
         hide_memory()
     poll = select.poll()
     poll.register(control, select.POLLIN)
+    jobs = _Jobs()
     while True:
         ready = poll.poll(_NOTICE_SECONDS * 1000)
-        with contextlib.suppress(ChildProcessError):
-            while os.waitpid(-1, os.WNOHANG)[0]:
-                pass
+        jobs.forget_those_that_ended()
+        jobs.end_those_that_take_too_long()
         if not ready:
             continue
-        message, descriptors, _, _ = socket.recv_fds(control, 1, 1)
+        message, descriptors, _, _ = socket.recv_fds(control, REQUEST.size, 1)
         if not message:
             _end_all()
         if not descriptors:
             continue
         pid = fork()
         if pid == 0:
-            control.close()
             _become(supervise, descriptors[0], confinement)
-        os.close(descriptors[0])
+        jobs.add(pid, message, descriptors[0])
 
 
-def _become(supervise: Supervise, descriptor: int, confinement: Any) -> None:
+def _become(supervise: Supervise, descriptor: int, confinement: Confinement) -> None:
+    code = 1
     try:
+        close_all_but(0, 1, 2, descriptor)
         if sys.platform == "linux":
             from .kernel import die_with_parent
 
             die_with_parent()
         with socket.socket(fileno=descriptor) as job:
             supervise(job, confinement)
+        code = 0
     except (Ended, MalformedMessageError):  # who asked is gone
-        pass
+        code = 0
     finally:
-        os._exit(0)
+        os._exit(code)
 
 
 def _end_all() -> None:

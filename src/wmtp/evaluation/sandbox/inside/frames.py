@@ -9,6 +9,9 @@ from typing import Any, Final, final
 MOST_BYTES: Final = 64 << 20
 _LENGTH: Final = struct.Struct("<Q")
 _PIECE: Final = 1 << 20
+_SENT_AT_ONCE: Final = 1 << 16
+REQUEST: Final = struct.Struct("<dd")
+"""What a fork server is told of a job: its processor seconds and those by the clock."""
 
 
 class Ended(BaseException):
@@ -56,7 +59,10 @@ class Channel:
         if len(content) > self._most:
             raise MemoryError(f"a message of {len(content)} bytes; {self._most} are the most")
         try:
-            for part in (_LENGTH.pack(len(content)), content):
+            length = _LENGTH.pack(len(content))
+            # in one piece where it is small: else its reader is woken twice
+            parts = (length + content,) if len(content) < _SENT_AT_ONCE else (length, content)
+            for part in parts:
                 view = memoryview(part)
                 while view:
                     view = view[self._write(view) :]

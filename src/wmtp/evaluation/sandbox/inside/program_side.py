@@ -1,7 +1,6 @@
 """The process of the program: confined, then the program is run, then its functions are called."""
 
 import atexit
-import os
 import sys
 import threading
 import traceback
@@ -118,13 +117,3 @@ def _defined(module: types.ModuleType, peer: Peer) -> list[list[Any]]:
         else:
             told.append([name, {"data": True}])
     return told
-
-
-def close_all_but(*kept: int) -> None:
-    """Close every descriptor that the program must not find."""
-    low = 0
-    for descriptor in sorted(kept):
-        if low < descriptor:  # an empty range would close everything, in some versions of Python
-            os.closerange(low, descriptor)
-        low = descriptor + 1
-    os.closerange(low, max(low, 4096))

@@ -1,36 +1,29 @@
 """One program's supervisor: starts its process and that of the tests, watches, and reports.
 
-It is the first process of a process namespace where there are such; otherwise its children die with
-it. What the program's process inherits from it holds no tests: they come later, and to the other
-child.
+It is the first process of a process namespace where there are such; otherwise its children die
+with it. What the program's process inherits from it holds no tests: those come later, and not to
+that one.
 """
 
-import contextlib
-import io
 import os
-import selectors
-import shutil
+import select
 import signal
 import socket
-import sys
-import time
-import traceback
 from collections.abc import Callable
-from typing import Any, Final, NoReturn, final
+from types import FrameType
+from typing import Final
 
 from . import program_side, tests_side
 from .confinement import NAMESPACES, Confinement
+from .folders import make_folder, remove
 from .frames import Channel, Ended
+from .processes import close_all_but, enter_folder, fork, settle, take_over
+from .watching import TICK_SECONDS, Result, Run
 
-_TICK_SECONDS: Final = 0.05
-_PIECE: Final = 1 << 16
 _LAST_WORDS: Final = 2_000
-_IDLE_SHARE: Final = 0.01
-_SHORTEST_WINDOW_SECONDS: Final = 0.5
+_PIECE: Final = 1 << 16
 _TESTS_MEMORY_BYTES: Final = 1 << 30
 _PARTS_OF_A_SHARED_DISK: Final = 16
-
-Result = dict[str, Any]
 
 
 def supervise(job: socket.socket, confinement: Confinement) -> None:
@@ -38,10 +31,14 @@ def supervise(job: socket.socket, confinement: Confinement) -> None:
     channel = Channel.of(job.fileno())
     request = channel.receive()
     source, stdin = channel.receive(), channel.receive_bytes()
-    folder, own_disk = _make_folder(confinement, request["limits"])
+    folder, own_disk = make_folder(confinement, request["limits"])
+    first = own_disk and NAMESPACES in confinement.layers
+    if first and request["kind"] == "assert":
+        _run_tests_here(Run(request["limits"], None), confinement, folder, source, job)
+        return
     if not own_disk:  # open files that have no name any more are found by nobody
         request["limits"]["largest_file_bytes"] //= _PARTS_OF_A_SHARED_DISK
-    run = _Run(request["limits"], None if own_disk else folder)
+    run = Run(request["limits"], None if own_disk else folder)
     try:
         if request["kind"] == "stdio":
             result = _run_script(run, confinement, folder, source, stdin, job)
@@ -50,14 +47,18 @@ def supervise(job: socket.socket, confinement: Confinement) -> None:
     finally:
         run.kill()
         if not own_disk:
-            _remove(folder)
+            remove(folder)
+    _answer(channel, result)
+
+
+def _answer(channel: Channel, result: Result) -> None:
     output = result.pop("output", b"")
     channel.send(result)
     channel.send_bytes(output)
 
 
 def _run_script(
-    run: "_Run",
+    run: Run,
     confinement: Confinement,
     folder: str,
     source: str,
@@ -69,12 +70,12 @@ def _run_script(
     err, standard_error = os.pipe()
 
     def program() -> int:
-        _take_over(standard_in, standard_out, standard_error)
-        program_side.close_all_but(0, 1, 2)
-        _settle(confinement, run.limits, folder)
+        take_over(standard_in, standard_out, standard_error)
+        close_all_but(0, 1, 2)
+        settle(confinement, run.limits, folder)
         return program_side.run_with_standard_input(source)
 
-    run.program = _fork(program)
+    run.program = fork(program)
     for descriptor in (standard_in, standard_out, standard_error):
         os.close(descriptor)
     run.feed(feed, stdin)
@@ -94,35 +95,103 @@ def _run_script(
     return run.result(status, f"exit code {code}: {words}"[:300])
 
 
+def _run_tests_here(
+    run: Run, confinement: Confinement, folder: str, source: str, job: socket.socket
+) -> None:
+    """Run the tests in this process, the first of a namespace: all others in it end with it.
+
+    That is a process less than where the program could outlive its tests. This one is confined as
+    the program is; all that it does beside its tests is to wait, read and count. Where its tests
+    keep it from that, the fork server ends it.
+    """
+    asked = Channel.of(job.fileno())
+    ours, theirs = socket.socketpair()
+    out, standard_out = os.pipe()
+    enter_folder(folder)
+    confinement.restrict(folder)
+
+    def program() -> int:
+        os.dup2(standard_out, 1)
+        os.dup2(standard_out, 2)
+        close_all_but(0, 1, 2, theirs.fileno())
+        confinement.apply_within(run.limits)
+        program_side.serve_tests(source, Channel.of(theirs.fileno()))
+        return 0
+
+    run.program = fork(program)
+    run.tests = os.getpid()
+    close_all_but(0, 1, 2, ours.fileno(), out, job.fileno())
+    confinement.limit_and_filter({**run.limits, "memory_bytes": _TESTS_MEMORY_BYTES})
+    os.set_blocking(out, False)
+
+    def drain() -> bool:
+        """Whether the program may still print."""
+        try:
+            part = os.read(out, _PIECE)
+        except BlockingIOError:
+            return True
+        run.count_output(len(part))
+        return bool(part)
+
+    def look(number: int, frame: FrameType | None) -> None:
+        drain()
+        run.reap()
+        broken = run.broken_limit()
+        if broken is not None:
+            _answer(asked, run.result(*broken))
+            os._exit(0)
+
+    waiting = select.poll()
+    waiting.register(ours, select.POLLIN)
+    waiting.register(out, select.POLLIN)
+
+    def read(count: int) -> bytes:
+        while True:
+            ready = dict(waiting.poll())
+            if out in ready and not drain():
+                waiting.unregister(out)
+            if ours.fileno() in ready:
+                return ours.recv(count)
+
+    signal.signal(signal.SIGALRM, look)
+    signal.setitimer(signal.ITIMER_REAL, TICK_SECONDS, TICK_SECONDS)
+    status, detail = tests_side.judge(Channel(read, ours.send), asked)
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    if status == "killed":
+        result = run.explain_end(detail)
+    else:
+        drain()  # what a pipe holds: all else was read while the program was waited for
+        result = run.result(*(run.too_much_output() or (status, detail)))
+    _answer(asked, result)
+
+
 def _run_tests(
-    run: "_Run", confinement: Confinement, folder: str, source: str, job: socket.socket
+    run: Run, confinement: Confinement, folder: str, source: str, job: socket.socket
 ) -> Result:
     ours, theirs = socket.socketpair()
     out, standard_out = os.pipe()
 
     def program() -> int:
-        _take_over(_nothing(), standard_out, standard_out)
-        program_side.close_all_but(0, 1, 2, theirs.fileno())
-        _settle(confinement, run.limits, folder)
+        take_over(0, standard_out, standard_out)
+        close_all_but(0, 1, 2, theirs.fileno())
+        settle(confinement, run.limits, folder)
         program_side.serve_tests(source, Channel.of(theirs.fileno()))
         return 0
 
-    run.program = _fork(program)
+    run.program = fork(program)
     theirs.close()
     os.close(standard_out)
     verdict, writing = os.pipe()
 
     def tests() -> int:
-        nothing = _nothing()
-        _take_over(nothing, nothing, nothing)
-        program_side.close_all_but(0, 1, 2, ours.fileno(), job.fileno(), writing)
+        close_all_but(0, 1, 2, ours.fileno(), job.fileno(), writing)
         limits = {**run.limits, "memory_bytes": _TESTS_MEMORY_BYTES}
-        _settle(confinement, limits, folder)
+        settle(confinement, limits, folder)
         judged = tests_side.judge(Channel.of(ours.fileno()), Channel.of(job.fileno()))
         Channel.of(writing).send(judged)
         return 0
 
-    run.tests = _fork(tests)
+    run.tests = fork(tests)
     ours.close()
     os.close(writing)
     run.drain(out, None)
@@ -140,233 +209,6 @@ def _run_tests(
     return run.result(status, detail)
 
 
-@final
-class _Run:
-    """The processes of one program and what they have used."""
-
-    def __init__(self, limits: dict[str, Any], folder: str | None) -> None:
-        self.limits = limits
-        self.program = self.tests = 0
-        self.exit_code: int | None = None
-        self.draining: dict[int, Callable[[bytes], None] | None] = {}
-        self._folder = folder
-        self._counted: set[int] = set()
-        self._output_bytes = 0
-        self._started = time.monotonic()
-        self._used_before: list[tuple[float, float]] = []
-        self._cpu_seconds = 0.0
-        self._selector = selectors.DefaultSelector()
-        self._to_feed = memoryview(b"")
-
-    def drain(
-        self, descriptor: int, take: Callable[[bytes], None] | None, counted: bool = True
-    ) -> None:
-        """Read a descriptor to its end while watching."""
-        self.draining[descriptor] = take
-        if counted:
-            self._counted.add(descriptor)
-        self._selector.register(descriptor, selectors.EVENT_READ, self._read)
-
-    def feed(self, descriptor: int, content: bytes) -> None:
-        """Write to a descriptor while watching, then close it."""
-        self._to_feed = memoryview(content)
-        os.set_blocking(descriptor, False)
-        self._selector.register(descriptor, selectors.EVENT_WRITE, self._write)
-
-    def watch(self, job: socket.socket | None, until: Callable[[], bool]) -> Result | None:
-        """Wait for an end; gives a result if a limit is what ended it.
-
-        Args:
-            job: who asked; no more is expected from there but its end.
-            until: whether the end is reached.
-        """
-        if job is not None:
-            self._selector.register(job, selectors.EVENT_READ, self._abandoned)
-        with _end_of(self.program) as ended:
-            if ended is not None:
-                self._selector.register(
-                    ended, selectors.EVENT_READ, lambda _: self._unregister(ended)
-                )
-            while True:
-                for key, _ in self._selector.select(_TICK_SECONDS):
-                    key.data(key.fd)
-                self._reap()
-                if until():
-                    return None
-                broken = self._broken_limit()
-                if broken is not None:
-                    return self.result(*broken)
-
-    def _unregister(self, descriptor: int) -> None:
-        self._selector.unregister(descriptor)
-
-    def _abandoned(self, descriptor: int) -> NoReturn:
-        self.kill()
-        os._exit(1)
-
-    def _read(self, descriptor: int) -> None:
-        part = os.read(descriptor, _PIECE)
-        take = self.draining[descriptor]
-        if not part:
-            self._selector.unregister(descriptor)
-            del self.draining[descriptor]
-            os.close(descriptor)
-            return
-        if descriptor in self._counted:
-            self._output_bytes += len(part)
-        if take is not None:
-            take(part)
-
-    def _write(self, descriptor: int) -> None:
-        try:
-            self._to_feed = self._to_feed[os.write(descriptor, self._to_feed[:_PIECE]) :]
-        except BrokenPipeError:
-            self._to_feed = self._to_feed[:0]
-        if not self._to_feed:
-            self._selector.unregister(descriptor)
-            os.close(descriptor)
-
-    def _reap(self) -> None:
-        if self.exit_code is None:
-            pid, status, used = os.wait4(self.program, os.WNOHANG)
-            if pid:
-                self.exit_code = os.waitstatus_to_exitcode(status)
-                self._cpu_seconds += used.ru_utime + used.ru_stime
-
-    def _broken_limit(self) -> tuple[str, str] | None:
-        limits = self.limits
-        wall, cpu = time.monotonic() - self._started, self.cpu_seconds()
-        if self._output_bytes > limits["output_bytes"]:
-            return "output", f"printed more than {limits['output_bytes']} bytes"
-        if cpu > limits["cpu_seconds"]:
-            return "timeout", f"used {limits['cpu_seconds']:g} s of processor time"
-        if wall > limits["wall_seconds"]:
-            return "timeout", f"took {limits['wall_seconds']:g} s"
-        if wall > limits["cpu_seconds"] and self._waits(wall, cpu):
-            return "timeout", f"waited for {limits['cpu_seconds']:g} s"
-        if self._folder is not None and _too_much(self._folder, limits):
-            return "output", "wrote more files than it may"
-        return None
-
-    def _waits(self, wall: float, cpu: float) -> bool:
-        """Whether nearly nothing was computed of late: then more time would change nothing."""
-        window = max(self.limits["cpu_seconds"], _SHORTEST_WINDOW_SECONDS)
-        before = self._used_before
-        while len(before) > 1 and before[1][0] <= wall - window:
-            del before[0]
-        before.append((wall, cpu))
-        since, used = before[0]
-        return wall - since >= window * 0.9 and cpu - used < _IDLE_SHARE * (wall - since)
-
-    def cpu_seconds(self) -> float:
-        """Processor time of both processes so far."""
-        total = self._cpu_seconds
-        for pid in (self.program if self.exit_code is None else 0, self.tests):
-            if pid and sys.platform == "linux":
-                with contextlib.suppress(OSError):  # it has just ended
-                    total += time.clock_gettime(((~pid) << 3) | 2)
-        return total
-
-    def result(self, status: str, detail: str, **more: Any) -> Result:
-        """What is reported."""
-        seconds = time.monotonic() - self._started
-        used = {"seconds": seconds, "cpu_seconds": self.cpu_seconds()}
-        return {"status": status, "detail": detail, **used, **more}
-
-    def explain_end(self, detail: str) -> Result:
-        """The result for a program whose process is no more."""
-        end = time.monotonic() + 1.0
-        while self.exit_code is None and time.monotonic() < end:
-            self._reap()
-            time.sleep(0.001)
-        if self.exit_code is None:
-            return self.result("killed", f"{detail}: it closed the way to it")
-        if self.exit_code < 0:
-            return self.ended_by_signal(-self.exit_code)
-        return self.result("killed", f"{detail}: exit code {self.exit_code}")
-
-    def ended_by_signal(self, number: int) -> Result:
-        """The result for a program that a signal ended."""
-        if number == signal.SIGXCPU or self.cpu_seconds() > self.limits["cpu_seconds"]:
-            return self.result("timeout", "used its processor time")
-        return self.result("killed", f"ended by signal {number} ({signal.strsignal(number)})")
-
-    def kill(self) -> None:
-        """End both processes, if they still are."""
-        for pid in (self.program if self.exit_code is None else 0, self.tests):
-            if pid:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-                with contextlib.suppress(ChildProcessError):
-                    os.waitpid(pid, 0)
-        self.program = self.tests = 0
-        self.exit_code = self.exit_code or 0
-
-
-# processes ----------------------------------------------------------------------------------------
-
-
-def _fork(body: Callable[[], int]) -> int:
-    parent = os.getpid()
-    pid = os.fork()
-    if pid:
-        return pid
-    code = 1
-    try:
-        if sys.platform == "linux":
-            from .kernel import die_with_parent
-
-            die_with_parent()
-            if os.getppid() != parent:  # it died before it could take this one along
-                os._exit(1)
-        code = body()
-    except BaseException:
-        traceback.print_exc(limit=-3)
-        sys.stderr.flush()
-    finally:
-        os._exit(code)
-
-
-def _settle(confinement: Confinement, limits: dict[str, Any], folder: str) -> None:
-    """Make this process the program's: its folder, its streams, its cage."""
-    os.chdir(folder)
-    os.umask(0o077)
-    os.environ.clear()
-    os.environ.update(HOME=folder, TMPDIR=folder, LANG="C.UTF-8", PATH="")
-    # the server's own streams serve on: nothing was read or written, and new ones take a tenth of
-    # the time that a program does
-    for stream in (sys.stdin, sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    confinement.apply(limits, folder)
-
-
-def _take_over(standard_in: int, standard_out: int, standard_error: int) -> None:
-    # first out of the way of 0, 1 and 2 themselves
-    high = [os.dup(number) for number in (standard_in, standard_out, standard_error)]
-    for number, copy in enumerate(high):
-        os.dup2(copy, number)
-
-
-def _nothing() -> int:
-    return os.open("/dev/null", os.O_RDWR)
-
-
-@contextlib.contextmanager
-def _end_of(pid: int) -> Any:
-    """A descriptor that can be read when a process has ended, where the system has such."""
-    descriptor = None
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError):
-            descriptor = os.pidfd_open(pid)
-    try:
-        yield descriptor
-    finally:
-        if descriptor is not None:
-            os.close(descriptor)
-
-
 def _reader(content: bytes) -> Callable[[int], bytes]:
     rest = memoryview(content)
 
@@ -376,41 +218,3 @@ def _reader(content: bytes) -> Callable[[int], bytes]:
         return bytes(part)
 
     return read
-
-
-# files -------------------------------------------------------------------------------------------
-
-
-def _make_folder(confinement: Confinement, limits: dict[str, Any]) -> tuple[str, bool]:
-    """A program's folder, and whether it is a file system of its own."""
-    if NAMESPACES in confinement.layers:
-        from .namespaces import mount_work_folder
-
-        try:
-            mount_work_folder(confinement.work, limits["file_bytes"], limits["files"])
-        except OSError:
-            pass
-        else:
-            return confinement.work, True
-    folder = os.path.join(confinement.work, f"{os.getpid()}-{time.monotonic_ns()}")
-    os.mkdir(folder, 0o700)
-    return folder, False
-
-
-def _too_much(folder: str, limits: dict[str, Any]) -> bool:
-    files = size = 0
-    for place, folders, names in os.walk(folder):
-        for name in (*folders, *names):
-            files += 1
-            with contextlib.suppress(OSError):
-                size += os.lstat(os.path.join(place, name)).st_blocks * 512
-            if files > limits["files"] or size > limits["file_bytes"]:
-                return True
-    return False
-
-
-def _remove(folder: str) -> None:
-    for place, _, _ in os.walk(folder):
-        with contextlib.suppress(OSError):
-            os.chmod(place, 0o700)
-    shutil.rmtree(folder, ignore_errors=True)
