@@ -45,7 +45,7 @@ def successful_attacks(run: RunScript) -> list[str]:
         found = [line.replace("_", " ") for line in printed.split("\n") if line and line != "done"]
         if not verdict.passed or not printed.endswith("done\n"):
             found.append(f"end its supervision ({verdict.status}: {verdict.detail})")
-        if sorted(os.listdir(folder)) != before:
+        if sorted(os.listdir(folder)) != before or canary.stat().st_mode & 0o777 != 0o644:
             found.append("change files outside")
         for listener in (by_ip, by_path, datagrams):
             if _was_reached(listener):

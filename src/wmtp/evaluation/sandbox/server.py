@@ -51,7 +51,13 @@ class Server:
         self._control.settimeout(_START_SECONDS)
         channel = channel_over(self._control)
         try:
-            channel.send({"layers": sorted(isolation.layers), "work": str(work)})
+            channel.send(
+                {
+                    "layers": sorted(isolation.layers),
+                    "work": str(work),
+                    "wasm": dict(isolation.wasm),
+                }
+            )
             answer = channel.receive()
         except (Ended, MalformedMessageError, OSError) as error:
             self.close()

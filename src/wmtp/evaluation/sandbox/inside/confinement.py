@@ -12,6 +12,7 @@ LANDLOCK: Final = "landlock"
 SECCOMP: Final = "seccomp"
 NAMESPACES: Final = "namespaces"
 SEATBELT: Final = "seatbelt"
+WASM: Final = "wasm"
 
 # what programs and tests are called in namespaces of their own: their filters are made beforehand
 _FIRST_PIDS: Final = (2, 3)
@@ -40,7 +41,7 @@ class Confinement:
         Raises:
             OSError: this machine lacks a layer that was asked for.
         """
-        self.addresses = addresses_in_use()
+        self.measure()
         if LANDLOCK in self.layers:
             from .landlock import landlock_version, library_paths
 
@@ -51,6 +52,10 @@ class Confinement:
 
             for own_pid in _FIRST_PIDS:
                 filter_program(platform.machine(), own_pid)
+
+    def measure(self) -> None:
+        """Take what this process has mapped by now for what Python alone has."""
+        self.addresses = addresses_in_use()
 
     def apply(self, limits: dict[str, Any], folder: str) -> None:
         """Confine this process for good; ``folder`` is all that it may write to.

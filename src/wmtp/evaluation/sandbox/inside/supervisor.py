@@ -19,8 +19,9 @@ from collections.abc import Callable
 from typing import Any, Final, NoReturn, final
 
 from . import program_side, tests_side
-from .confinement import NAMESPACES, Confinement
+from .confinement import NAMESPACES, WASM, Confinement
 from .frames import Channel, Ended
+from .wasm.becoming import Becomes
 
 _TICK_SECONDS: Final = 0.05
 _PIECE: Final = 1 << 16
@@ -47,13 +48,21 @@ def supervise(job: socket.socket, confinement: Confinement) -> None:
             result = _run_script(run, confinement, folder, source, stdin, job)
         else:
             result = _run_tests(run, confinement, folder, source, job)
-    finally:
-        run.kill()
-        if not own_disk:
-            _remove(folder)
+    except Becomes:  # in one of its children, which has nothing to clean up
+        raise
+    except BaseException:
+        _clean_up(run, None if own_disk else folder)
+        raise
+    _clean_up(run, None if own_disk else folder)
     output = result.pop("output", b"")
     channel.send(result)
     channel.send_bytes(output)
+
+
+def _clean_up(run: "_Run", folder: str | None) -> None:
+    run.kill()
+    if folder is not None:
+        _remove(folder)
 
 
 def _run_script(
@@ -72,6 +81,8 @@ def _run_script(
         _take_over(standard_in, standard_out, standard_error)
         program_side.close_all_but(0, 1, 2)
         _settle(confinement, run.limits, folder)
+        if WASM in confinement.layers:
+            raise Becomes("script", source, run.limits, {})
         return program_side.run_with_standard_input(source)
 
     run.program = _fork(program)
@@ -104,6 +115,9 @@ def _run_tests(
         _take_over(_nothing(), standard_out, standard_out)
         program_side.close_all_but(0, 1, 2, theirs.fileno())
         _settle(confinement, run.limits, folder)
+        if WASM in confinement.layers:
+            both = theirs.fileno(), theirs.fileno()
+            raise Becomes("program", source, run.limits, {"program": both})
         program_side.serve_tests(source, Channel.of(theirs.fileno()))
         return 0
 
@@ -118,6 +132,15 @@ def _run_tests(
         program_side.close_all_but(0, 1, 2, ours.fileno(), job.fileno(), writing)
         limits = {**run.limits, "memory_bytes": _TESTS_MEMORY_BYTES}
         _settle(confinement, limits, folder)
+        if WASM in confinement.layers:
+            raise Becomes(
+                "tests", None, limits,
+                {
+                    "program": (ours.fileno(), ours.fileno()),
+                    "tests": (job.fileno(), None),
+                    "verdict": (None, writing),
+                },
+            )  # fmt: skip
         judged = tests_side.judge(Channel.of(ours.fileno()), Channel.of(job.fileno()))
         Channel.of(writing).send(judged)
         return 0
@@ -320,11 +343,13 @@ def _fork(body: Callable[[], int]) -> int:
             if os.getppid() != parent:  # it died before it could take this one along
                 os._exit(1)
         code = body()
+    except Becomes:
+        raise
     except BaseException:
-        traceback.print_exc(limit=-3)
-        sys.stderr.flush()
-    finally:
-        os._exit(code)
+        with contextlib.suppress(BaseException):
+            traceback.print_exc(limit=-3)
+            sys.stderr.flush()
+    os._exit(code)
 
 
 def _settle(confinement: Confinement, limits: dict[str, Any], folder: str) -> None:
@@ -383,6 +408,8 @@ def _reader(content: bytes) -> Callable[[int], bytes]:
 
 def _make_folder(confinement: Confinement, limits: dict[str, Any]) -> tuple[str, bool]:
     """A program's folder, and whether it is a file system of its own."""
+    if WASM in confinement.layers:  # its files are in the instance's own process
+        return confinement.work, True
     if NAMESPACES in confinement.layers:
         from .namespaces import mount_work_folder
 
