@@ -43,6 +43,7 @@ class Judge:
         self, *, unsafe: bool = False, isolations: Sequence[Isolation] | None = None
     ) -> None:
         self._turns = Turns()
+        self._slowness = 1.0
         if unsafe:
             self._server, self.isolation = Server(UNSAFE), UNSAFE.name
             return
@@ -53,6 +54,7 @@ class Judge:
             except SandboxError as error:
                 reasons.append(str(error))
                 continue
+            self._slowness = isolation.slowness
             self.isolation = f"{isolation.name}: {', '.join(self._server.layers)}"
             broken = successful_attacks(self._run_script)
             if not broken:
@@ -144,7 +146,8 @@ class Judge:
     def _run(
         self, kind: Kind, program: str, stdin: str, tests: str | None, limits: Limits, factor: float
     ) -> tuple[Verdict, str] | None:
-        request = {"kind": kind, "limits": _as_message(limits, factor)}
+        seconds = limits.seconds * self._slowness
+        request = {"kind": kind, "limits": _as_message(limits, seconds, factor)}
         given = stdin.encode("utf-8", "surrogatepass")
         answer = self._server.run(request, program, given, tests)
         if answer is None:
@@ -159,10 +162,10 @@ class Judge:
         return self._judge_run("stdio", program, stdin, None, limits)
 
 
-def _as_message(limits: Limits, factor: float) -> dict[str, Any]:
+def _as_message(limits: Limits, seconds: float, factor: float) -> dict[str, Any]:
     return {
-        "cpu_seconds": limits.seconds,
-        "wall_seconds": max(_WALL_SECONDS_AT_LEAST, limits.seconds) * factor,
+        "cpu_seconds": seconds,
+        "wall_seconds": max(_WALL_SECONDS_AT_LEAST, seconds) * factor,
         "memory_bytes": limits.memory_mb << 20,
         "output_bytes": limits.output_bytes,
         "files": limits.files,

@@ -63,7 +63,7 @@ class Stream:
 
 @final
 class Device:
-    """What reads and writes nothing (``null``), zeros, or chance."""
+    """What reads as nothing (``null``), zeros, chance, or, for who waits, not yet (``never``)."""
 
     def __init__(self, kind: str) -> None:
         self.number = next(_numbers)

@@ -10,12 +10,15 @@ from typing import Any, Final, NoReturn, final
 from .becoming import Becomes
 from .compiled import machine_code
 from .files import Device, File, Folder, Stream, Tree
+from .module import STACK, with_stack_exported
 from .wasi import ROOT, Opened, Wasi
 
-_STACK_BYTES: Final = 2 << 20
+# in the instance's memory, and of this process
+_STACK_BYTES: Final = 16 << 20
+_NATIVE_STACK_BYTES: Final = 2 << 20
 _PAGE: Final = 1 << 16
 _MOST_PAGES: Final = 1 << 16
-_SETTINGS: Final = f"stack {_STACK_BYTES}"
+_SETTINGS: Final = f"stack {_NATIVE_STACK_BYTES}"
 _INSIDE: Final = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _FOR_GUESTS: Final = (
     "__init__.py", "frames.py", "operations.py", "peer.py", "program_side.py", "remote.py",
@@ -43,18 +46,22 @@ class Host:
         sys.path.pop()
         self.version = given["version"]
         with open(given["python"], "rb") as file:
-            source = file.read()
+            try:
+                source = with_stack_exported(file.read())
+            except ValueError as error:
+                raise OSError(f"{given['python']}: {error}") from error
         made_by = f"wasmtime {self.version}, {_SETTINGS}"
         code = machine_code(source, made_by, given["cache"], lambda: self._compile(source))
         self._engine = self._new_engine()
         self._module = self._wasmtime.Module.deserialize(self._engine, code)
         self._tree = Tree()
         self._store = self._wasmtime.Store(self._engine)
+        self._streams = {name: Stream(None, None) for name in ("program", "tests", "verdict")}
         self._left: Becomes | None = None
 
     def _new_engine(self) -> Any:
         config = self._wasmtime.Config()
-        config.max_wasm_stack = _STACK_BYTES
+        config.max_wasm_stack = _NATIVE_STACK_BYTES
         if sys.platform == "darwin":
             config.macos_use_mach_ports = False  # their thread would be missing from forks
         return self._wasmtime.Engine(config)
@@ -82,6 +89,9 @@ class Host:
             linker.define_func(wanted.module, wanted.name, wanted.type, body, access_caller=True)
         exports = linker.instantiate(self._store, self._module).exports(self._store)
         wasi.memory = exports["memory"]
+        # behind all that Python knows of, so that it is never given away as memory
+        pages = wasi.memory.grow(self._store, _STACK_BYTES // _PAGE)
+        exports[STACK].set_value(self._store, pages * _PAGE + _STACK_BYTES)
         try:
             exports["_start"](self._store)
         except (self._wasmtime.Trap, self._wasmtime.WasmtimeError) as error:
@@ -93,9 +103,10 @@ class Host:
 
     def _lay_out(self, imports: tuple[str, ...]) -> None:
         devices = self._tree.root.below("dev")
-        for kind in ("null", "zero", "random", "urandom"):
+        for kind in ("null", "zero", "random", "urandom", "never"):
             devices.entries[kind] = Device(kind.removeprefix("u"))
         judge = self._tree.root.below("judge")
+        judge.entries.update(self._streams)
         judge.entries["imports"] = File(json.dumps(imports).encode(), read_only=True)
         self._copy(os.path.join(_INSIDE, "wasm", "guest.py"), judge)
         inside = judge.below("inside")
@@ -119,11 +130,11 @@ class Host:
         self._tree.most_bytes, self._tree.most_files = limits["file_bytes"], limits["files"]
         pages = self._wasi.memory.size(self._store) + limits["memory_bytes"] // _PAGE
         self._store.set_limits(memory_size=min(pages, _MOST_PAGES) * _PAGE)
+        for name, (reading, writing) in part.streams.items():
+            self._streams[name].reading, self._streams[name].writing = reading, writing
         judge = self._tree.root.below("judge")  # without what the server has put there
         job = json.dumps({"part": part.part, "source": part.source}).encode()
         judge.entries["job"] = File(job, read_only=True)
-        for name, (reading, writing) in part.streams.items():
-            judge.entries[name] = Stream(reading, writing)
 
 
 def _unsigned(function: Callable[..., Any], kind: Any) -> Callable[..., Any]:

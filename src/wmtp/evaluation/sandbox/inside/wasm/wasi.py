@@ -409,6 +409,8 @@ class Wasi:
             stream = opened.node if isinstance(opened.node, Stream) else None
             if kind == 1 and stream is not None and stream.reading is not None:
                 reading[stream.reading] = event
+            elif isinstance(opened.node, Device) and opened.node.kind == "never":
+                continue
             else:
                 ready.append(event)
         least = 0.0 if ready else min((wait for wait, _ in waits), default=None)
