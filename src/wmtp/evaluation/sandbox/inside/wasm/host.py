@@ -1,5 +1,6 @@
 """The server's side of WebAssembly: one instance of Python, copied for each program by fork."""
 
+import contextlib
 import importlib
 import json
 import os
@@ -11,7 +12,7 @@ from .becoming import Becomes
 from .compiled import machine_code
 from .files import Device, File, Folder, Stream, Tree
 from .module import STACK, with_stack_exported
-from .wasi import ROOT, Opened, Wasi
+from .wasi import Opened, Wasi
 
 # in the instance's memory, and of this process
 _STACK_BYTES: Final = 16 << 20
@@ -77,8 +78,9 @@ class Host:
         """
         self._lay_out(imports)
         wasi = Wasi(self._tree, list(_ENVIRONMENT), list(_ARGUMENTS), lambda: self._fork(serve))
-        for number, stream in ((0, Stream(0, None)), (1, Stream(None, 1)), (2, Stream(None, 2))):
-            wasi.descriptors[number] = Opened(stream, stream.writing is None, stream.reading is None)
+        wasi.descriptors[0] = Opened(Stream(0, None), read=True, write=False)
+        for number in (1, 2):
+            wasi.descriptors[number] = Opened(Stream(None, number), read=False, write=True)
         self._wasi = wasi
         linker = self._wasmtime.Linker(self._engine)
         functions = wasi.functions()
@@ -94,11 +96,12 @@ class Host:
         exports[STACK].set_value(self._store, pages * _PAGE + _STACK_BYTES)
         try:
             exports["_start"](self._store)
-        except (self._wasmtime.Trap, self._wasmtime.WasmtimeError) as error:
-            if self._left is not None:
+        except BaseException as error:
+            if self._left is None:
+                raise OSError(f"WebAssembly's Python did not start: {error}") from error
+            with contextlib.suppress(OSError):
                 os.write(2, f"{error}\n".encode())
-                os.abort()
-            raise OSError(f"WebAssembly's Python did not start: {error}") from error
+            os.abort()  # as a Python that crashes does
         os._exit(1)
 
     def _lay_out(self, imports: tuple[str, ...]) -> None:

@@ -17,7 +17,8 @@ from collections.abc import Callable
 from typing import Any, Final, final
 
 from . import files
-from .files import Device, File, Folder, Node, Refused, Stream, Tree
+from .files import Device, File, Folder, Node, RefusedError, Stream, Tree
+from .memory import MOST_AT_ONCE, Caller, Memory, encoded
 
 _CREATE: Final = 1
 _FOLDER_ONLY: Final = 2
@@ -33,9 +34,6 @@ _ABSOLUTE_TIME: Final = 1
 _NANOSECONDS: Final = 1e-9
 
 _MOST_OPEN: Final = 64
-_MOST_BUFFERS: Final = 1024
-_MOST_AT_ONCE: Final = 1 << 20
-_LONGEST_PATH: Final = 4096
 _MOST_EVENTS: Final = 64
 _FIRST_DESCRIPTOR: Final = 4
 ROOT: Final = 3
@@ -43,9 +41,6 @@ ROOT: Final = 3
 _CLOCKS: Final[dict[int, Callable[[], int]]] = {
     0: time.time_ns, 1: time.monotonic_ns, 2: time.process_time_ns, 3: time.thread_time_ns,
 }  # fmt: skip
-
-Caller = Any
-"""Who calls a function, as wasmtime tells it."""
 
 
 @final
@@ -80,14 +75,14 @@ class Wasi:
 
     def functions(self) -> dict[str, Callable[..., int | None]]:
         """All of them, to be called with the caller and numbers."""
-        named = {name: getattr(self, f"_{name}", None) for name in NAMES}
-        return {name: self._guarded(body or _missing) for name, body in named.items()}
+        done = {name: self._guarded(getattr(self, f"_{name}")) for name in _DONE}
+        return done | dict.fromkeys(_REFUSED, self._guarded(_refuse))
 
     def _guarded(self, body: Callable[..., None]) -> Callable[..., int]:
         def function(caller: Caller, *numbers: int) -> int:
             try:
-                body(_Memory(self.memory, caller), *numbers)
-            except Refused as refused:
+                body(Memory(self.memory, caller), *numbers)
+            except RefusedError as refused:
                 return refused.number
             except BrokenPipeError:
                 return files.BROKEN_PIPE
@@ -102,24 +97,24 @@ class Wasi:
     def _opened(self, number: int) -> Opened:
         found = self.descriptors.get(number)
         if found is None:
-            raise Refused(files.BAD_DESCRIPTOR)
+            raise RefusedError(files.BAD_DESCRIPTOR)
         return found
 
     def _folder(self, number: int) -> Folder:
         node = self._opened(number).node
         if not isinstance(node, Folder):
-            raise Refused(files.NOT_A_FOLDER)
+            raise RefusedError(files.NOT_A_FOLDER)
         return node
 
     def _file(self, number: int) -> tuple[Opened, File]:
         opened = self._opened(number)
         if isinstance(opened.node, Folder):
-            raise Refused(files.IS_FOLDER)
+            raise RefusedError(files.IS_FOLDER)
         if not isinstance(opened.node, File):
-            raise Refused(files.NOT_SEEKABLE)
+            raise RefusedError(files.NOT_SEEKABLE)
         return opened, opened.node
 
-    def _fd_close(self, memory: "_Memory", number: int) -> None:
+    def _fd_close(self, memory: Memory, number: int) -> None:
         opened = self._opened(number)
         del self.descriptors[number]
         if isinstance(opened.node, File):
@@ -131,31 +126,29 @@ class Wasi:
                 with contextlib.suppress(OSError):
                     os.close(descriptor)
 
-    def _fd_fdstat_get(self, memory: "_Memory", number: int, where: int) -> None:
+    def _fd_fdstat_get(self, memory: Memory, number: int, where: int) -> None:
         opened = self._opened(number)
         flags = _APPEND if opened.append else 0
         memory.write(
             where, struct.pack("<BxHxxxxQQ", _type(opened.node), flags, _ALL_RIGHTS, _ALL_RIGHTS)
         )
 
-    def _fd_fdstat_set_flags(self, memory: "_Memory", number: int, flags: int) -> None:
+    def _fd_fdstat_set_flags(self, memory: Memory, number: int, flags: int) -> None:
         self._opened(number).append = bool(flags & _APPEND)
 
-    def _fd_prestat_get(self, memory: "_Memory", number: int, where: int) -> None:
+    def _fd_prestat_get(self, memory: Memory, number: int, where: int) -> None:
         if number != ROOT or ROOT not in self.descriptors:
-            raise Refused(files.BAD_DESCRIPTOR)
+            raise RefusedError(files.BAD_DESCRIPTOR)
         memory.write(where, struct.pack("<II", 0, 1))
 
-    def _fd_prestat_dir_name(self, memory: "_Memory", number: int, where: int, size: int) -> None:
+    def _fd_prestat_dir_name(self, memory: Memory, number: int, where: int, size: int) -> None:
         if number != ROOT:
-            raise Refused(files.BAD_DESCRIPTOR)
+            raise RefusedError(files.BAD_DESCRIPTOR)
         memory.write(where, b"/"[:size])
 
     # what is in files -----------------------------------------------------------------------------
 
-    def _fd_read(
-        self, memory: "_Memory", number: int, buffers: int, count: int, done: int
-    ) -> None:
+    def _fd_read(self, memory: Memory, number: int, buffers: int, count: int, done: int) -> None:
         opened = self._opened(number)
         places = memory.buffers(buffers, count)
         content = self._taken(opened, sum(size for _, size in places))
@@ -165,42 +158,40 @@ class Wasi:
         memory.write_number(done, len(content))
 
     def _taken(self, opened: Opened, size: int) -> bytes:
-        node, size = opened.node, min(size, _MOST_AT_ONCE)
+        node, size = opened.node, min(size, MOST_AT_ONCE)
         if isinstance(node, Folder):
-            raise Refused(files.IS_FOLDER)
+            raise RefusedError(files.IS_FOLDER)
         if not opened.read:
-            raise Refused(files.BAD_DESCRIPTOR)
+            raise RefusedError(files.BAD_DESCRIPTOR)
         if isinstance(node, File):
             return bytes(node.content[opened.position : opened.position + size])
         if isinstance(node, Device):
             return {"zero": bytes, "random": os.urandom}.get(node.kind, _nothing)(size)
         if node.reading is None:
-            raise Refused(files.BAD_DESCRIPTOR)
+            raise RefusedError(files.BAD_DESCRIPTOR)
         try:
             return os.read(node.reading, size)
         except ConnectionResetError:
             return b""
 
     def _fd_pread(
-        self, memory: "_Memory", number: int, buffers: int, count: int, offset: int, done: int
+        self, memory: Memory, number: int, buffers: int, count: int, offset: int, done: int
     ) -> None:
         opened, file = self._file(number)
         if not opened.read:
-            raise Refused(files.BAD_DESCRIPTOR)
+            raise RefusedError(files.BAD_DESCRIPTOR)
         places = memory.buffers(buffers, count)
-        size = min(sum(size for _, size in places), _MOST_AT_ONCE)
+        size = min(sum(size for _, size in places), MOST_AT_ONCE)
         content = bytes(file.content[offset : offset + size])
         memory.scatter(places, content)
         memory.write_number(done, len(content))
 
-    def _fd_write(
-        self, memory: "_Memory", number: int, buffers: int, count: int, done: int
-    ) -> None:
+    def _fd_write(self, memory: Memory, number: int, buffers: int, count: int, done: int) -> None:
         opened = self._opened(number)
         content = memory.gather(memory.buffers(buffers, count))
         node = opened.node
         if isinstance(node, Folder) or not opened.write:
-            raise Refused(files.BAD_DESCRIPTOR)
+            raise RefusedError(files.BAD_DESCRIPTOR)
         written = len(content)
         if isinstance(node, File):
             if opened.append:
@@ -209,104 +200,104 @@ class Wasi:
             opened.position += written
         elif isinstance(node, Stream):
             if node.writing is None:
-                raise Refused(files.BAD_DESCRIPTOR)
+                raise RefusedError(files.BAD_DESCRIPTOR)
             written = os.write(node.writing, content)
         memory.write_number(done, written)
 
     def _fd_pwrite(
-        self, memory: "_Memory", number: int, buffers: int, count: int, offset: int, done: int
+        self, memory: Memory, number: int, buffers: int, count: int, offset: int, done: int
     ) -> None:
         opened, file = self._file(number)
         if not opened.write:
-            raise Refused(files.BAD_DESCRIPTOR)
+            raise RefusedError(files.BAD_DESCRIPTOR)
         content = memory.gather(memory.buffers(buffers, count))
         self.tree.write(file, offset, content)
         memory.write_number(done, len(content))
 
-    def _fd_seek(self, memory: "_Memory", number: int, by: int, whence: int, where: int) -> None:
+    def _fd_seek(self, memory: Memory, number: int, by: int, whence: int, where: int) -> None:
         opened = self._opened(number)
         if isinstance(opened.node, Stream):
-            raise Refused(files.NOT_SEEKABLE)
+            raise RefusedError(files.NOT_SEEKABLE)
         size = len(opened.node.content) if isinstance(opened.node, File) else 0
         by = by - (1 << 64) if by >= 1 << 63 else by
         if whence > 2:
-            raise Refused(files.INVALID)
+            raise RefusedError(files.INVALID)
         position = by + (0, opened.position, size)[whence]
         if not 0 <= position < 1 << 63:
-            raise Refused(files.INVALID)
+            raise RefusedError(files.INVALID)
         opened.position = position
         memory.write(where, struct.pack("<Q", position))
 
-    def _fd_tell(self, memory: "_Memory", number: int, where: int) -> None:
+    def _fd_tell(self, memory: Memory, number: int, where: int) -> None:
         self._fd_seek(memory, number, 0, 1, where)
 
-    def _fd_sync(self, memory: "_Memory", number: int) -> None:
+    def _fd_sync(self, memory: Memory, number: int) -> None:
         self._opened(number)
 
     _fd_datasync = _fd_sync
 
-    def _fd_advise(self, memory: "_Memory", number: int, *unused: int) -> None:
+    def _fd_advise(self, memory: Memory, number: int, *unused: int) -> None:
         self._opened(number)
 
-    def _fd_allocate(self, memory: "_Memory", number: int, offset: int, size: int) -> None:
+    def _fd_allocate(self, memory: Memory, number: int, offset: int, size: int) -> None:
         self._fd_filestat_set_size(
             memory, number, max(offset + size, len(self._file(number)[1].content))
         )
 
-    def _fd_filestat_set_size(self, memory: "_Memory", number: int, size: int) -> None:
+    def _fd_filestat_set_size(self, memory: Memory, number: int, size: int) -> None:
         opened, file = self._file(number)
         if not opened.write:
-            raise Refused(files.INVALID)
+            raise RefusedError(files.INVALID)
         self.tree.resize(file, size)
 
-    def _fd_filestat_get(self, memory: "_Memory", number: int, where: int) -> None:
+    def _fd_filestat_get(self, memory: Memory, number: int, where: int) -> None:
         memory.write(where, _stat(self._opened(number).node))
 
-    def _fd_filestat_set_times(self, memory: "_Memory", number: int, *unused: int) -> None:
+    def _fd_filestat_set_times(self, memory: Memory, number: int, *unused: int) -> None:
         self._opened(number)
 
     def _fd_readdir(
-        self, memory: "_Memory", number: int, where: int, size: int, cookie: int, done: int
+        self, memory: Memory, number: int, where: int, size: int, cookie: int, done: int
     ) -> None:
         folder = self._folder(number)
         listed = [(".", folder), ("..", folder.parent), *folder.entries.items()]
-        size = min(size, _MOST_AT_ONCE)
+        size = min(size, MOST_AT_ONCE)
         content = bytearray()
         for place, (name, node) in enumerate(listed[cookie:], cookie + 1):
             if len(content) >= size:
                 break
-            encoded = _encoded(name)
-            content += struct.pack("<QQIB3x", place, node.number, len(encoded), _type(node)) + encoded
+            text = encoded(name)
+            content += struct.pack("<QQIB3x", place, node.number, len(text), _type(node)) + text
         memory.write(where, bytes(content[:size]))
         memory.write_number(done, min(len(content), size))
 
     # paths ----------------------------------------------------------------------------------------
 
     def _path_open(
-        self, memory: "_Memory", base: int, look: int, path: int, length: int, how: int,
+        self, memory: Memory, base: int, look: int, path: int, length: int, how: int,
         rights: int, inherited: int, flags: int, where: int,
     ) -> None:  # fmt: skip
         folder, name = self._folder(base), memory.path(path, length)
         if len(self.descriptors) >= _MOST_OPEN:
-            raise Refused(files.TOO_MANY_OPEN)
+            raise RefusedError(files.TOO_MANY_OPEN)
         write = bool(rights & _MAY_WRITE)
         try:
             node = self.tree.find(folder, name)
-        except Refused as refused:
+        except RefusedError as refused:
             if refused.number != files.NO_ENTRY or not how & _CREATE or name.endswith("/"):
                 raise
             node = self.tree.make_file(folder, name)
         else:
             if how & _EXCLUSIVE and how & _CREATE:
-                raise Refused(files.EXISTS)
+                raise RefusedError(files.EXISTS)
         if isinstance(node, Folder):
             if write or how & _CREATE:
-                raise Refused(files.IS_FOLDER)
+                raise RefusedError(files.IS_FOLDER)
         elif how & _FOLDER_ONLY:
-            raise Refused(files.NOT_A_FOLDER)
+            raise RefusedError(files.NOT_A_FOLDER)
         if isinstance(node, File):
             if write and node.read_only:
-                raise Refused(files.READ_ONLY)
+                raise RefusedError(files.READ_ONLY)
             if how & _EMPTY_IT and write:
                 self.tree.resize(node, 0)
             node.opened += 1
@@ -316,28 +307,28 @@ class Wasi:
         memory.write_number(where, number)
 
     def _path_filestat_get(
-        self, memory: "_Memory", base: int, look: int, path: int, length: int, where: int
+        self, memory: Memory, base: int, look: int, path: int, length: int, where: int
     ) -> None:
         memory.write(where, _stat(self.tree.find(self._folder(base), memory.path(path, length))))
 
     def _path_filestat_set_times(
-        self, memory: "_Memory", base: int, look: int, path: int, length: int, *unused: int
+        self, memory: Memory, base: int, look: int, path: int, length: int, *unused: int
     ) -> None:
         node = self.tree.find(self._folder(base), memory.path(path, length))
         if not isinstance(node, File) or node.read_only:
-            raise Refused(files.NOT_PERMITTED)
+            raise RefusedError(files.NOT_PERMITTED)
 
-    def _path_create_directory(self, memory: "_Memory", base: int, path: int, length: int) -> None:
+    def _path_create_directory(self, memory: Memory, base: int, path: int, length: int) -> None:
         self.tree.make_folder(self._folder(base), memory.path(path, length))
 
-    def _path_unlink_file(self, memory: "_Memory", base: int, path: int, length: int) -> None:
+    def _path_unlink_file(self, memory: Memory, base: int, path: int, length: int) -> None:
         self.tree.remove(self._folder(base), memory.path(path, length), folders=False)
 
-    def _path_remove_directory(self, memory: "_Memory", base: int, path: int, length: int) -> None:
+    def _path_remove_directory(self, memory: Memory, base: int, path: int, length: int) -> None:
         self.tree.remove(self._folder(base), memory.path(path, length), folders=True)
 
     def _path_rename(
-        self, memory: "_Memory", base: int, path: int, length: int, new_base: int, new_path: int,
+        self, memory: Memory, base: int, path: int, length: int, new_base: int, new_path: int,
         new_length: int,
     ) -> None:  # fmt: skip
         self.tree.rename(
@@ -346,62 +337,61 @@ class Wasi:
         )  # fmt: skip
 
     def _path_readlink(
-        self, memory: "_Memory", base: int, path: int, length: int, *unused: int
+        self, memory: Memory, base: int, path: int, length: int, *unused: int
     ) -> None:
         self.tree.find(self._folder(base), memory.path(path, length))
-        raise Refused(files.INVALID)  # nothing is a link
+        raise RefusedError(files.INVALID)  # nothing is a link
 
-    def _path_symlink(self, memory: "_Memory", *unused: int) -> None:
-        raise Refused(files.NOT_PERMITTED)
+    def _path_symlink(self, memory: Memory, *unused: int) -> None:
+        raise RefusedError(files.NOT_PERMITTED)
 
     _path_link = _path_symlink
 
     # the rest -------------------------------------------------------------------------------------
 
-    def _args_get(self, memory: "_Memory", places: int, texts: int) -> None:
+    def _args_get(self, memory: Memory, places: int, texts: int) -> None:
         memory.write_texts(self._arguments, places, texts)
 
-    def _args_sizes_get(self, memory: "_Memory", count: int, size: int) -> None:
+    def _args_sizes_get(self, memory: Memory, count: int, size: int) -> None:
         memory.write_sizes(self._arguments, count, size)
 
-    def _environ_get(self, memory: "_Memory", places: int, texts: int) -> None:
+    def _environ_get(self, memory: Memory, places: int, texts: int) -> None:
         memory.write_texts(self._environment, places, texts)
 
-    def _environ_sizes_get(self, memory: "_Memory", count: int, size: int) -> None:
+    def _environ_sizes_get(self, memory: Memory, count: int, size: int) -> None:
         memory.write_sizes(self._environment, count, size)
 
-    def _clock_res_get(self, memory: "_Memory", clock: int, where: int) -> None:
+    def _clock_res_get(self, memory: Memory, clock: int, where: int) -> None:
         if clock not in _CLOCKS:
-            raise Refused(files.INVALID)
+            raise RefusedError(files.INVALID)
         memory.write(where, struct.pack("<Q", 1))
 
-    def _clock_time_get(self, memory: "_Memory", clock: int, precision: int, where: int) -> None:
+    def _clock_time_get(self, memory: Memory, clock: int, precision: int, where: int) -> None:
         if clock not in _CLOCKS:
-            raise Refused(files.INVALID)
+            raise RefusedError(files.INVALID)
         memory.write(where, struct.pack("<Q", _CLOCKS[clock]()))
 
-    def _random_get(self, memory: "_Memory", where: int, size: int) -> None:
+    def _random_get(self, memory: Memory, where: int, size: int) -> None:
         memory.check(where, size)
         while size:
-            part = min(size, _MOST_AT_ONCE)
+            part = min(size, MOST_AT_ONCE)
             memory.write(where, os.urandom(part))
             where, size = where + part, size - part
 
-    def _poll_oneoff(
-        self, memory: "_Memory", asked: int, told: int, count: int, done: int
-    ) -> None:
+    def _poll_oneoff(self, memory: Memory, asked: int, told: int, count: int, done: int) -> None:
         if not 0 < count <= _MOST_EVENTS:
-            raise Refused(files.INVALID)
+            raise RefusedError(files.INVALID)
         waits: list[tuple[float, bytes]] = []
         ready: list[bytes] = []
         reading: dict[int, bytes] = {}
         for number in range(count):
-            told_about, kind = struct.unpack_from("<QB", content := memory.read(asked + number * 48, 48))
+            content = memory.read(asked + number * 48, 48)
+            told_about, kind = struct.unpack_from("<QB", content)
             event = struct.pack("<QHB21x", told_about, 0, kind)
             if kind == _CLOCK:
                 clock, timeout, flags = struct.unpack_from("<IxxxxQxxxxxxxxH", content, 16)
                 if clock not in _CLOCKS:
-                    raise Refused(files.INVALID)
+                    raise RefusedError(files.INVALID)
                 left = timeout - _CLOCKS[clock]() if flags & _ABSOLUTE_TIME else timeout
                 waits.append((max(0, left) * _NANOSECONDS, event))
                 continue
@@ -421,34 +411,33 @@ class Wasi:
         memory.write(told, b"".join(events))
         memory.write_number(done, len(events))
 
-    def _proc_exit(self, memory: "_Memory", code: int) -> None:
+    def _proc_exit(self, memory: Memory, code: int) -> None:
         os._exit(code & 0xFF)
 
-    def _sched_yield(self, memory: "_Memory") -> None:
+    def _sched_yield(self, memory: Memory) -> None:
         fork, self._fork = self._fork, None
         if fork is not None:
             fork()
 
-    def _sock_shutdown(self, memory: "_Memory", number: int, how: int) -> None:
-        self._opened(number)
-        raise Refused(files.NOT_A_SOCKET)
 
-
-NAMES: Final = (
+_DONE: Final = (
     "args_get", "args_sizes_get", "environ_get", "environ_sizes_get", "clock_res_get",
     "clock_time_get", "fd_advise", "fd_allocate", "fd_close", "fd_datasync", "fd_fdstat_get",
-    "fd_fdstat_set_flags", "fd_fdstat_set_rights", "fd_filestat_get", "fd_filestat_set_size",
+    "fd_fdstat_set_flags", "fd_filestat_get", "fd_filestat_set_size",
     "fd_filestat_set_times", "fd_pread", "fd_prestat_get", "fd_prestat_dir_name", "fd_pwrite",
-    "fd_read", "fd_readdir", "fd_renumber", "fd_seek", "fd_sync", "fd_tell", "fd_write",
+    "fd_read", "fd_readdir", "fd_seek", "fd_sync", "fd_tell", "fd_write",
     "path_create_directory", "path_filestat_get", "path_filestat_set_times", "path_link",
     "path_open", "path_readlink", "path_remove_directory", "path_rename", "path_symlink",
-    "path_unlink_file", "poll_oneoff", "proc_exit", "proc_raise", "sched_yield", "random_get",
-    "sock_accept", "sock_recv", "sock_send", "sock_shutdown",
+    "path_unlink_file", "poll_oneoff", "proc_exit", "sched_yield", "random_get",
+)  # fmt: skip
+_REFUSED: Final = (
+    "fd_fdstat_set_rights", "fd_renumber", "proc_raise", "sock_accept", "sock_recv", "sock_send",
+    "sock_shutdown",
 )  # fmt: skip
 
 
-def _missing(memory: "_Memory", *unused: int) -> None:
-    raise Refused(files.NOT_IMPLEMENTED)
+def _refuse(memory: Memory, *unused: int) -> None:
+    raise RefusedError(files.NOT_IMPLEMENTED)
 
 
 def _nothing(size: int) -> bytes:
@@ -466,69 +455,3 @@ def _stat(node: Node) -> bytes:
     when = node.modified if isinstance(node, File | Folder) else 0
     links = int(node.named) if isinstance(node, File) else 1
     return struct.pack("<QQB7xQQQQQ", 1, node.number, _type(node), links, size, when, when, when)
-
-
-def _encoded(name: str) -> bytes:
-    return name.encode("utf-8", "surrogateescape")
-
-
-@final
-class _Memory:
-    """The instance's memory during one call; numbers that lead out of it are refused."""
-
-    def __init__(self, memory: Any, caller: Caller) -> None:
-        self._memory, self._caller = memory, caller
-
-    def check(self, where: int, size: int) -> None:
-        if where + size > self._memory.data_len(self._caller):
-            raise Refused(files.FAULT)
-
-    def read(self, where: int, size: int) -> bytes:
-        self.check(where, size)
-        return bytes(self._memory.read(self._caller, where, where + size))
-
-    def write(self, where: int, content: bytes) -> None:
-        self.check(where, len(content))
-        if content:
-            self._memory.write(self._caller, bytearray(content), where)
-
-    def write_number(self, where: int, number: int) -> None:
-        self.write(where, struct.pack("<I", number))
-
-    def path(self, where: int, length: int) -> str:
-        if length > _LONGEST_PATH:
-            raise Refused(files.NAME_TOO_LONG)
-        content = self.read(where, length)
-        if b"\0" in content:
-            raise Refused(files.INVALID)
-        return content.decode("utf-8", "surrogateescape")
-
-    def buffers(self, where: int, count: int) -> list[tuple[int, int]]:
-        """Places and sizes of buffers; not of all, if they are large."""
-        if count > _MOST_BUFFERS:
-            raise Refused(files.INVALID)
-        places, left = [], _MOST_AT_ONCE
-        for place, size in struct.iter_unpack("<II", self.read(where, count * 8)):
-            self.check(place, size)
-            places.append((place, min(size, left)))
-            left -= min(size, left)
-        return places
-
-    def gather(self, places: list[tuple[int, int]]) -> bytes:
-        return b"".join(self.read(place, size) for place, size in places)
-
-    def scatter(self, places: list[tuple[int, int]], content: bytes) -> None:
-        for place, size in places:
-            part, content = content[:size], content[size:]
-            self.write(place, part)
-
-    def write_texts(self, texts: list[str], places: int, where: int) -> None:
-        for number, text in enumerate(texts):
-            encoded = _encoded(text) + b"\0"
-            self.write_number(places + 4 * number, where)
-            self.write(where, encoded)
-            where += len(encoded)
-
-    def write_sizes(self, texts: list[str], count: int, size: int) -> None:
-        self.write_number(count, len(texts))
-        self.write_number(size, sum(len(_encoded(text)) + 1 for text in texts))
