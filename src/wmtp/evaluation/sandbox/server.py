@@ -1,6 +1,8 @@
 """The fork server as the judging process sees it: started, asked, ended."""
 
+import contextlib
 import os
+import signal
 import socket
 import subprocess
 import tempfile
@@ -103,7 +105,8 @@ class Server:
         try:
             self._process.wait(_END_SECONDS)
         except subprocess.TimeoutExpired:
-            self._process.kill()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
         self._forget()
 

@@ -6,6 +6,7 @@ import sys
 from dataclasses import dataclass, field
 from typing import Any, Final, final
 
+from .library import library_paths
 from .limits import addresses_in_use, limit_process
 
 LANDLOCK: Final = "landlock"
@@ -26,14 +27,15 @@ class Confinement:
     Attributes:
         layers: of the names above.
         work: an existing folder, in or over which each program gets one of its own.
-        readable: what programs may read, and ``addresses`` how many bytes Python alone has mapped;
-            both of ``prepare``.
+        readable: what programs may read, ``addresses`` how many bytes Python alone has mapped, and
+            ``memory`` how many it uses, where that is watched; all of ``prepare``.
     """
 
     layers: frozenset[str]
     work: str
     readable: list[str] = field(default_factory=list)
     addresses: int = 0
+    memory: int = 0
 
     def prepare(self) -> None:
         """Find out once what each program needs.
@@ -42,11 +44,11 @@ class Confinement:
             OSError: this machine lacks a layer that was asked for.
         """
         self.measure()
+        self.readable = library_paths()
         if LANDLOCK in self.layers:
-            from .landlock import landlock_version, library_paths
+            from .landlock import landlock_version
 
             landlock_version()
-            self.readable = library_paths()
         if SECCOMP in self.layers:
             from .seccomp import filter_program
 
@@ -56,6 +58,10 @@ class Confinement:
     def measure(self) -> None:
         """Take what this process has mapped by now for what Python alone has."""
         self.addresses = addresses_in_use()
+        if sys.platform == "darwin":
+            from .darwin import usage_of
+
+            self.memory = usage_of(os.getpid())[1]
 
     def apply(self, limits: dict[str, Any], folder: str) -> None:
         """Confine this process for good; ``folder`` is all that it may write to.
@@ -76,7 +82,7 @@ class Confinement:
         if SEATBELT in self.layers:
             from .seatbelt import confine
 
-            confine(folder)
+            confine(self.readable, folder)
         if sys.platform == "linux":
             from .kernel import renounce_privileges
 

@@ -42,7 +42,7 @@ def supervise(job: socket.socket, confinement: Confinement) -> None:
     folder, own_disk = _make_folder(confinement, request["limits"])
     if not own_disk:  # open files that have no name any more are found by nobody
         request["limits"]["largest_file_bytes"] //= _PARTS_OF_A_SHARED_DISK
-    run = _Run(request["limits"], None if own_disk else folder)
+    run = _Run(request["limits"], None if own_disk else folder, confinement.memory)
     try:
         if request["kind"] == "stdio":
             result = _run_script(run, confinement, folder, source, stdin, job)
@@ -165,10 +165,18 @@ def _run_tests(
 
 @final
 class _Run:
-    """The processes of one program and what they have used."""
+    """The processes of one program and what they have used.
 
-    def __init__(self, limits: dict[str, Any], folder: str | None) -> None:
+    Args:
+        limits: of the request.
+        folder: whose files are watched, if any.
+        memory: bytes that Python alone uses, where memory is watched.
+    """
+
+    def __init__(self, limits: dict[str, Any], folder: str | None, memory: int) -> None:
         self.limits = limits
+        self._memory = memory
+        self._parent = os.getppid()
         self.program = self.tests = 0
         self.exit_code: int | None = None
         self.draining: dict[int, Callable[[bytes], None] | None] = {}
@@ -216,6 +224,8 @@ class _Run:
                 self._reap()
                 if until():
                     return None
+                if sys.platform == "darwin" and os.getppid() != self._parent:
+                    self._abandoned(-1)  # elsewhere the kernel ends it with its parent
                 broken = self._broken_limit()
                 if broken is not None:
                     return self.result(*broken)
@@ -267,6 +277,8 @@ class _Run:
             return "timeout", f"took {limits['wall_seconds']:g} s"
         if wall > limits["cpu_seconds"] and self._waits(wall, cpu):
             return "timeout", f"waited for {limits['cpu_seconds']:g} s"
+        if sys.platform == "darwin" and self._takes_too_much_memory():
+            return "memory", "used more memory than it may"
         if self._folder is not None and _too_much(self._folder, limits):
             return "output", "wrote more files than it may"
         return None
@@ -285,10 +297,23 @@ class _Run:
         """Processor time of both processes so far."""
         total = self._cpu_seconds
         for pid in (self.program if self.exit_code is None else 0, self.tests):
-            if pid and sys.platform == "linux":
+            if pid:
                 with contextlib.suppress(OSError):  # it has just ended
-                    total += time.clock_gettime(((~pid) << 3) | 2)
+                    total += _processor_time(pid)
         return total
+
+    def _takes_too_much_memory(self) -> bool:
+        from .darwin import usage_of
+
+        most = {self.tests: _TESTS_MEMORY_BYTES}
+        if self.exit_code is None:
+            most[self.program] = self.limits["memory_bytes"]
+        for pid, bytes_more in most.items():
+            if pid:
+                with contextlib.suppress(OSError):
+                    if usage_of(pid)[1] > self._memory + bytes_more:
+                        return True
+        return False
 
     def result(self, status: str, detail: str, **more: Any) -> Result:
         """What is reported."""
@@ -350,6 +375,19 @@ def _fork(body: Callable[[], int]) -> int:
             traceback.print_exc(limit=-3)
             sys.stderr.flush()
     os._exit(code)
+
+
+def _processor_time(pid: int) -> float:
+    """What a child has used so far, in seconds.
+
+    Raises:
+        OSError: it has ended.
+    """
+    if sys.platform == "darwin":
+        from .darwin import usage_of
+
+        return usage_of(pid)[0]
+    return time.clock_gettime(((~pid) << 3) | 2)
 
 
 def _settle(confinement: Confinement, limits: dict[str, Any], folder: str) -> None:
