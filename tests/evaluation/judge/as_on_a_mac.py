@@ -1,9 +1,9 @@
-"""Starts the sandbox's Python as on macOS, on Linux: three functions of its system are stood in for.
+"""Starts the sandbox's Python as on macOS, on Linux; three functions of macOS are stood in for.
 
-Everything above ``ctypes`` is the product's own. ``sandbox_init`` notes how far the process has come
-and what it is given, and then, unless it is to do nothing, confines by Linux's own means to the
-paths that the profile names. Arguments: a folder for notes, what it is to do, and what the
-sandbox's start file is given.
+Everything above ``ctypes`` is the product's own. ``sandbox_init`` notes how far the process has
+come and what it is given, and then, if it is to, confines by Linux's own means to the paths that
+the profile names. Arguments: a folder for notes, what it is to do, the sandbox's folder, and what
+the sandbox's start file is given.
 """
 
 import ctypes
@@ -62,7 +62,11 @@ class SystemLibrary:
 
 
 def confine_as_told(profile: str) -> None:
-    from inside.kernel import install_filter, renounce_privileges  # type: ignore[import-not-found]
+    from inside.kernel import (  # type: ignore[import-not-found]
+        forbid_new_privileges,
+        install_filter,
+        renounce_capabilities,
+    )
     from inside.landlock import restrict_files  # type: ignore[import-not-found]
     from inside.seccomp import filter_program  # type: ignore[import-not-found]
 
@@ -71,8 +75,9 @@ def confine_as_told(profile: str) -> None:
         operation: [json.loads(f'"{path}"') for path in re.findall(r'"((?:[^"\\]|\\.)*)"', rule)]
         for operation, rule in rules.items()
     }
-    renounce_privileges()
+    forbid_new_privileges()
     restrict_files(filter(os.path.exists, paths["file-read*"]), paths["file-write*"])
+    renounce_capabilities()
     install_filter(filter_program(os.uname().machine, os.getpid()))
 
 

@@ -75,6 +75,10 @@ class Confinement:
             limits["largest_file_bytes"],
             self.addresses,
         )
+        if sys.platform == "linux":
+            from .kernel import forbid_new_privileges
+
+            forbid_new_privileges()
         if LANDLOCK in self.layers:
             from .landlock import restrict_files
 
@@ -84,9 +88,9 @@ class Confinement:
 
             confine(self.readable, folder)
         if sys.platform == "linux":
-            from .kernel import renounce_privileges
+            from .kernel import renounce_capabilities
 
-            renounce_privileges()
+            renounce_capabilities()
         if SECCOMP in self.layers:
             from .kernel import install_filter
             from .seccomp import filter_program

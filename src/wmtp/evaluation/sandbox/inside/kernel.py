@@ -61,9 +61,13 @@ def hide_memory() -> None:
     prctl(_PR_SET_DUMPABLE, "prctl(DUMPABLE)", ctypes.c_ulong(0))
 
 
-def renounce_privileges() -> None:
-    """No capability is left, and no program that is started can bring one back."""
+def forbid_new_privileges() -> None:
+    """No program that is started can bring a capability; what Landlock asks of ordinary users."""
     prctl(_PR_SET_NO_NEW_PRIVS, "prctl(NO_NEW_PRIVS)", ctypes.c_ulong(1))
+
+
+def renounce_capabilities() -> None:
+    """No capability is left to this process."""
     header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
     checked(libc.capset(header, (ctypes.c_uint32 * 6)()), "capset")
 
