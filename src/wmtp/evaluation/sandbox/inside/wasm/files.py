@@ -61,7 +61,11 @@ class Stream:
 
 @final
 class Device:
-    """What reads as nothing (``null``), zeros, chance, or, for who waits, not yet (``never``)."""
+    """What is not a file, by its name.
+
+    ``null``; ``zero``; ``random``; ``never``, which has nothing to read yet; ``processor_time``,
+    nanoseconds in eight bytes.
+    """
 
     def __init__(self, kind: str) -> None:
         self.number = next(_numbers)

@@ -100,14 +100,16 @@ class Host:
             if self._left is None:
                 raise OSError(f"WebAssembly's Python did not start: {error}") from error
             with contextlib.suppress(OSError):
-                os.write(2, f"{error}\n".encode())
+                why = str(error).rstrip().rpartition("\n")[2].strip()
+                os.write(2, f"Python ended: {why}\n".encode())
             os.abort()  # as a Python that crashes does
         os._exit(1)
 
     def _lay_out(self, imports: tuple[str, ...]) -> None:
         devices = self._tree.root.below("dev")
-        for kind in ("null", "zero", "random", "urandom", "never"):
-            devices.entries[kind] = Device(kind.removeprefix("u"))
+        for kind in ("null", "zero", "random", "never", "processor_time"):
+            devices.entries[kind] = Device(kind)
+        devices.entries["urandom"] = devices.entries["random"]
         judge = self._tree.root.below("judge")
         judge.entries.update(self._streams)
         judge.entries["imports"] = File(json.dumps(imports).encode(), read_only=True)

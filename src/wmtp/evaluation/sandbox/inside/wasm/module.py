@@ -26,7 +26,8 @@ def with_stack_exported(source: bytes) -> bytes:
     """
     if not source.startswith(_HEADER):
         raise ValueError("not a module of WebAssembly")
-    made, place, exported = bytearray(_HEADER), len(_HEADER), False
+    made, place = bytearray(_HEADER), len(_HEADER)
+    found = exported = False
     while place < len(source):
         kind, start = source[place], place
         size, place = _number(source, place + 1)
@@ -36,6 +37,7 @@ def with_stack_exported(source: bytes) -> bytes:
             count, first = _number(content, 0)
             if not count or content[first : first + 2] != _CHANGEABLE_I32:
                 raise ValueError("its first global is no stack pointer")
+            found = True
         if kind == _EXPORTS:
             count, first = _number(content, 0)
             name = STACK.encode()
@@ -45,8 +47,8 @@ def with_stack_exported(source: bytes) -> bytes:
             exported = True
         elif kind != _CUSTOM:
             made += source[start:place]
-    if not exported or place != len(source):
-        raise ValueError("a module that exports nothing, or half of one")
+    if not found or not exported or place != len(source):
+        raise ValueError("it has no globals, exports nothing, or is half of a module")
     return bytes(made)
 
 

@@ -166,7 +166,7 @@ class Wasi:
         if isinstance(node, File):
             return bytes(node.content[opened.position : opened.position + size])
         if isinstance(node, Device):
-            return {"zero": bytes, "random": os.urandom}.get(node.kind, _nothing)(size)
+            return _DEVICES[node.kind](size)
         if node.reading is None:
             raise RefusedError(files.BAD_DESCRIPTOR)
         try:
@@ -436,12 +436,17 @@ _REFUSED: Final = (
 )  # fmt: skip
 
 
+_DEVICES: Final[dict[str, Callable[[int], bytes]]] = {
+    "null": lambda size: b"",
+    "never": lambda size: b"",
+    "zero": bytes,
+    "random": os.urandom,
+    "processor_time": lambda size: time.process_time_ns().to_bytes(8, "little")[:size],
+}
+
+
 def _refuse(memory: Memory, *unused: int) -> None:
     raise RefusedError(files.NOT_IMPLEMENTED)
-
-
-def _nothing(size: int) -> bytes:
-    return b""
 
 
 def _type(node: Node) -> int:
