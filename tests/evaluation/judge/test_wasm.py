@@ -156,14 +156,36 @@ def test_copies_of_an_instance_share_nothing(wasm: Judge) -> None:
     assert wasm._run_script(lists, "", Limits())[1] == "[] ['dev', 'judge', 'work'] ['job']\n"
 
 
-def test_calls_nest_as_deep_as_this_python_counts(wasm: Judge) -> None:
-    """Too deep is an error of the program's own, and no end of its instance."""
+def test_calls_nest_as_deep_as_elsewhere(wasm: Judge) -> None:
     program = (
         "import functools\n@functools.lru_cache(None)\n"
         "def f(n): return 0 if n == 0 else 1 + f(n - 1)\n"
-        "def g(n):\n try: return f(n)\n except RecursionError: return 'too deep'\n"
+        "def g(n): return 0 if n == 0 else 1 + sorted([0], key=lambda v: g(n - 1))[0]\n"
+        "class A:\n"
+        "    def __init__(self, below): self.below = below\n"
+        "    def __eq__(self, other): return self.below == other.below\n"
+        "def chain(n):\n"
+        "    one = None\n    for _ in range(n): one = A(one)\n    return one\n"
+        "def equal(n): return chain(n) == chain(n)\n"
     )
-    assert wasm.judge(program, "assert g(100) == 100 and g(10_000) == 'too deep'").passed
+    tests = "assert f(450) == 450 and g(300) == 1 and equal(450)"
+    assert wasm.judge(program, tests).passed
+
+
+def test_calls_that_nest_too_deep_are_errors_of_the_program(wasm: Judge) -> None:
+    programs = {
+        "lru": "import functools\n@functools.lru_cache(None)\ndef f(n): return f(n + 1)",
+        "getattr": "class A:\n def __getattr__(self, n): return getattr(self, n + 'x')\nf = A",
+        "repr": "def f(n):\n x = []\n for _ in range(100_000): x = [x]\n return repr(x)",
+        "key": "def f(n): return sorted([n], key=lambda v: f(v))",
+        "parse": "def f(n): return eval('-' * 100_000 + '1')",
+    }
+    for name, program in programs.items():
+        deep = f"import sys\nsys.setrecursionlimit(10**9)\n{program}"
+        run = f"{deep}\ntry: {'f().y' if name == 'getattr' else 'f(1)'}\n"
+        run += "except (RecursionError, MemoryError): print('too deep')"
+        verdict, printed = wasm._run_script(run, "", Limits())
+        assert (verdict.status, printed) == ("passed", "too deep\n"), (name, verdict)
 
 
 # what it is made of -------------------------------------------------------------------------------

@@ -39,7 +39,10 @@ def _main() -> None:
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         stream.reconfigure(encoding="utf-8", errors="backslashreplace")  # type: ignore[union-attr]
 
+    depth = sys.getrecursionlimit()
+    sys.setrecursionlimit(int(_read("mark")))
     os.sched_yield()
+    sys.setrecursionlimit(depth)
 
     random.seed()  # or all programs would draw alike
     job = json.loads(_read("job"))

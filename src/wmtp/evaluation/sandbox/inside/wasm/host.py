@@ -10,12 +10,13 @@ from typing import Any, Final, NoReturn, final
 
 from .becoming import Becomes
 from .compiled import machine_code
+from .depth import MARK, larger_count_of_c
 from .files import Device, File, Folder, Stream, Tree
 from .module import STACK, with_stack_exported
 from .wasi import Opened, Wasi
 
 # in the instance's memory, and of this process
-_STACK_BYTES: Final = 16 << 20
+_STACK_BYTES: Final = 64 << 20
 _NATIVE_STACK_BYTES: Final = 2 << 20
 _PAGE: Final = 1 << 16
 _MOST_PAGES: Final = 1 << 16
@@ -112,6 +113,7 @@ class Host:
         devices.entries["urandom"] = devices.entries["random"]
         judge = self._tree.root.below("judge")
         judge.entries.update(self._streams)
+        judge.entries["mark"] = File(str(MARK).encode(), read_only=True)
         judge.entries["imports"] = File(json.dumps(imports).encode(), read_only=True)
         self._copy(os.path.join(_INSIDE, "wasm", "guest.py"), judge)
         inside = judge.below("inside")
@@ -124,6 +126,10 @@ class Host:
             folder.entries[os.path.basename(path)] = File(file.read(), read_only=True)
 
     def _fork(self, serve: Callable[[], None]) -> None:
+        memory = self._wasi.memory
+        deeper = larger_count_of_c(bytes(memory.read(self._store)))
+        if deeper is not None:
+            memory.write(self._store, bytearray(deeper[1]), deeper[0])
         try:
             serve()
         except Becomes as part:
