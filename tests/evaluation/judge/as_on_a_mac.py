@@ -19,11 +19,13 @@ from pathlib import Path
 from typing import Any
 
 REAL = ctypes.CDLL
-NOTES, BEHAVIOUR, SANDBOX, CONTROL = sys.argv[1:]
 TICKS_OF_NANOSECONDS = (125, 3)  # as on Apple's processors
 
 
 class SystemLibrary:
+    def __init__(self, notes: str, behaviour: str) -> None:
+        self.notes, self.behaviour = Path(notes), behaviour
+
     def sandbox_init(self, encoded: bytes, flags: Any, message: Any) -> int:
         profile = encoded.decode()
         note = {
@@ -34,11 +36,11 @@ class SystemLibrary:
             "descriptors": sorted(map(int, os.listdir("/proc/self/fd"))),
             "modules": [name for name in ("solution", "__main__") if name in sys.modules],
         }
-        Path(NOTES, uuid.uuid4().hex).write_text(json.dumps(note))
-        if BEHAVIOUR == "refuse":
+        (self.notes / uuid.uuid4().hex).write_text(json.dumps(note))
+        if self.behaviour == "refuse":
             message._obj.value = b"not today"
             return -1
-        if BEHAVIOUR == "confine":
+        if self.behaviour == "confine":
             confine_as_told(profile)
         return 0
 
@@ -82,11 +84,13 @@ def confine_as_told(profile: str) -> None:
 
 
 def library(name: Any, *args: Any, **kwargs: Any) -> Any:
-    return SystemLibrary() if name == "/usr/lib/libSystem.dylib" else REAL(name, *args, **kwargs)
+    if name == "/usr/lib/libSystem.dylib":
+        return SystemLibrary(*sys.argv[1:3])
+    return REAL(name, *args, **kwargs)
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, SANDBOX)
+    sys.path.insert(0, sys.argv[3])
     sysconfig.get_paths()  # reads a file that is named after the platform
     ctypes.CDLL = library  # type: ignore[assignment, misc]
     sys.platform = "darwin"
@@ -94,4 +98,4 @@ if __name__ == "__main__":
 
     for module in ("landlock", "kernel", "namespaces", "seccomp"):
         assert f"inside.{module}" not in sys.modules, f"{module} is for Linux alone"
-    main(socket.socket(fileno=int(CONTROL)))
+    main(socket.socket(fileno=int(sys.argv[4])))
