@@ -2,7 +2,7 @@
 # make test   set up, then lint, type check and test
 # make faults kill, damage and starve real runs for half an hour; GROUP=kills for one group
 # make audit  every kind of training step on a simulated Apple GPU, and large models' peaks
-# make judge-check  judge all reference solutions, on a busy machine too; simulate intervals: half an hour
+# make judge-check  judge all reference solutions, on a busy machine and in WebAssembly too; simulate intervals: forty minutes
 # make lm-eval-check  install lm-evaluation-harness beside, and hold our model class against its own
 # make bench  measure loss and attention against other ways, memory against its prediction
 PYTHON ?= python3

@@ -34,6 +34,10 @@ def judge(
         Path | None,
         typer.Option(help="Also write programs with verdicts for the critic to learn from."),
     ] = None,
+    isolation: Annotated[
+        str | None,
+        typer.Option(help="kernel, bubblewrap, seatbelt or wasm; by default the first that holds."),
+    ] = None,
     unsafe: Annotated[
         bool, typer.Option("--unsafe", help="Run programs though nothing confines them.")
     ] = False,
@@ -55,7 +59,7 @@ def judge(
     read = read_samples(samples, known)
     check_k(read, wanted)
     path = out or samples.with_name(f"{samples.name.removesuffix('.jsonl')}_results.jsonl")
-    outcome = judge_samples(read, path, limits, workers, unsafe, _progress())
+    outcome = judge_samples(read, path, limits, workers, unsafe, _progress(), isolation)
 
     missing = len(known) - len(outcome.counts)
     if missing:

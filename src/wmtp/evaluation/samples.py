@@ -148,6 +148,7 @@ def judge_samples(
     workers: int = 1,
     unsafe: bool = False,
     tell: Callable[[int, int], None] = lambda done, total: None,
+    isolation: str | None = None,
 ) -> Outcome:
     """Judge samples and write each verdict as it comes; what ``out`` has already is kept.
 
@@ -161,6 +162,7 @@ def judge_samples(
         workers: how many programs run at a time.
         unsafe: without confinement.
         tell: is told how many are judged, of how many.
+        isolation: see ``Judge``.
 
     Raises:
         SandboxError: programs cannot be confined here; nothing was written.
@@ -168,7 +170,7 @@ def judge_samples(
         StorageError: it could not be written.
     """
     prints = [sample.fingerprint(limits) for sample in samples]
-    with Judge(unsafe=unsafe) as judge, _held(out):
+    with Judge(unsafe=unsafe, isolation=isolation) as judge, _held(out):
         rows = _rows_so_far(out, prints)
         before = len(rows)
         lines = LineFile(out)

@@ -14,10 +14,12 @@ FOLDER = Path(__file__).with_name("programs")
 
 @dataclasses.dataclass(frozen=True)
 class Expected:
-    """A case and the statuses that it may end with."""
+    """A case and the statuses that it may end with; others where WebAssembly lacks something."""
 
     case: Case
     statuses: frozenset[str]
+    in_wasm: frozenset[str]
+    lacking: str
 
     @property
     def name(self) -> str:
@@ -45,6 +47,10 @@ def _cases(text: str, file: str) -> Iterator[Expected]:
         said = dict(line.split(": ", 1) for line in settings)
         parts = dict(zip(sections[::2], sections[1::2], strict=True))
         statuses = frozenset(said.pop("expect").split())
+        in_wasm, lacking = statuses, ""
+        if "wasm" in said:
+            words, lacking = said.pop("wasm").removesuffix(")").split(" (")
+            in_wasm = frozenset(words.split())
         program = _in_form(parts["program"], said.pop("form", "").split())
         limits = _limits(said.pop("limits", ""))
         assert not said, f"{name}: {said}"
@@ -52,7 +58,7 @@ def _cases(text: str, file: str) -> Iterator[Expected]:
             if "tests" in parts else Case(
                 program, [(parts["stdin"], parts["stdout"])], "stdio", limits, f"{file}/{name}"
             )  # fmt: skip
-        yield Expected(case, statuses)
+        yield Expected(case, statuses, in_wasm, lacking)
 
 
 def _in_form(program: str, forms: list[str]) -> str:

@@ -278,11 +278,15 @@ def test_a_killed_judge_leaves_nothing_running(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become somebody else")
-def test_an_ordinary_user_gets_the_same_verdicts() -> None:
+@pytest.mark.parametrize("layers", ["landlock namespaces seccomp", "landlock seccomp"])
+def test_an_ordinary_user_gets_the_same_verdicts(layers: str) -> None:
     """With a Python that such a user can read; what runs needs the standard library only."""
     program = (
+        "import dataclasses\n"
         "from wmtp.evaluation import Judge\n"
-        "with Judge() as judge:\n"
+        "from wmtp.evaluation.sandbox.isolation import KERNEL\n"
+        f"asked = dataclasses.replace(KERNEL, layers=frozenset({layers.split()}))\n"
+        "with Judge(isolations=[asked]) as judge:\n"
         "    for p in ('return x + 1', 'return x', 'import os; os._exit(0)', 'open(\"/etc/x\")'):\n"
         f"        print(judge.judge('def f(x): ' + p, {RIGHT[1]!r}).status)\n"
         "    print(judge.isolation)\n"

@@ -68,7 +68,9 @@ def masking(*missing: str) -> str:
     return b"".join(struct.pack("=HBBI", *step) for step in steps).hex()
 
 
-def judged(folder: Path, *missing: str, unsafe: bool = False) -> subprocess.CompletedProcess[str]:
+def judged(
+    folder: Path, *missing: str, unsafe: bool = False, wasm: bool = False
+) -> subprocess.CompletedProcess[str]:
     problem = {"task_id": 1, "text": "Add.", "code": "x", "test_list": ["assert f(1) == 2"]}
     (folder / "problems.jsonl").write_text(json.dumps(problem) + "\n")
     sample = {"task_id": 1, "completion": "def f(x): return x + 1"}
@@ -79,6 +81,8 @@ def judged(folder: Path, *missing: str, unsafe: bool = False) -> subprocess.Comp
     ]
     # without bubblewrap, which would be the next to be tried
     environment = {**os.environ, "PYTHONPATH": str(SOURCES), "PATH": str(folder)}
+    if not wasm:
+        environment["WMTP_WASI_PYTHON"] = str(folder / "no-such-file.wasm")
     return subprocess.run(
         [sys.executable, "-c", UNDER_A_FILTER, masking(*missing), *command],
         env=environment,
@@ -119,6 +123,13 @@ def test_without_namespaces_it_is_judged_and_said(tmp_path: Path) -> None:
     done = judged(tmp_path, "namespaces")
     assert done.returncode == 0, done.stderr
     assert "isolation: kernel: landlock, seccomp\n" in done.stdout
+
+
+def test_webassembly_is_what_is_left_where_the_kernel_lacks_all_and_is_said(tmp_path: Path) -> None:
+    pytest.importorskip("wasmtime", reason="the extra [wasm] is not installed")
+    done = judged(tmp_path, "landlock", "seccomp", "namespaces", wasm=True)
+    assert done.returncode == 0, done.stderr
+    assert "isolation: wasm: wasmtime" in done.stdout
 
 
 def test_unsafe_must_be_typed_and_is_said(tmp_path: Path) -> None:

@@ -1,10 +1,10 @@
-"""Ways to confine programs, in the order in which they are tried."""
+"""Ways to confine programs."""
 
 import os
 import shutil
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, final
 
@@ -24,11 +24,16 @@ class Isolation:
         name: as results tell it, followed by the layers.
         layers: of ``inside/confinement.py``; of these, namespaces may be missing.
         command: what starts Python, given the folder for programs' files.
+        slowness: how many times as long as on this machine itself programs take; their limits of
+            time are wider by that.
+        wasm: what ``inside/wasm/host.py`` needs to know.
     """
 
     name: str
     layers: frozenset[str]
     command: Callable[[Path], list[str]]
+    slowness: float = 1.0
+    wasm: Mapping[str, str] = field(default_factory=dict)
 
 
 def python_command(work: Path) -> list[str]:
@@ -63,19 +68,3 @@ KERNEL: Final = Isolation(
 BUBBLEWRAP: Final = Isolation("bubblewrap", frozenset({"seccomp"}), bubblewrap_command)
 SEATBELT: Final = Isolation("seatbelt", frozenset({"seatbelt"}), python_command)
 UNSAFE: Final = Isolation("unsafe", frozenset(), python_command)
-
-
-def candidates() -> list[Isolation]:
-    """What may work here; the first that withstands an attack is used."""
-    if sys.platform == "darwin":
-        return [SEATBELT]
-    found = [KERNEL] if sys.platform == "linux" else []
-    if shutil.which("bwrap"):
-        found.append(BUBBLEWRAP)
-    return found
-
-
-REMEDY: Final = (
-    "Use Linux 5.13 or newer with Landlock and seccomp, or install bubblewrap; --unsafe runs "
-    "programs without protection."
-)

@@ -2,6 +2,7 @@
 
 import atexit
 import contextlib
+import functools
 import os
 import threading
 from collections.abc import Iterable, Iterator, Sequence
@@ -10,12 +11,13 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Any, Final, Self, final
 
-from wmtp.errors import SandboxError
-from wmtp.evaluation.sandbox.isolation import REMEDY, UNSAFE, Isolation, candidates
+from wmtp.errors import ConfigError, SandboxError
+from wmtp.evaluation.sandbox.isolation import UNSAFE, Isolation
 from wmtp.evaluation.sandbox.self_attack import successful_attacks
 from wmtp.evaluation.sandbox.server import Server
 from wmtp.evaluation.sandbox.turns import Turns
 from wmtp.evaluation.sandbox.verdict import Case, Kind, Limits, Tests, Verdict
+from wmtp.evaluation.sandbox.ways import REMEDY, Way, candidates, way_called
 
 _WALL_FACTOR: Final = 2.0
 # a program that waits for nothing is ended earlier; this is for a machine with much other work
@@ -29,10 +31,13 @@ class Judge:
 
     Args:
         unsafe: judge although programs can do whatever you can; written into every verdict.
-        isolations: what to try, in this order; by default what this system may have.
+        isolation: how to confine them: kernel, bubblewrap, seatbelt or wasm; by default the first
+            of these that withstands the attack here.
+        isolations: the same for one's own, tried in this order.
 
     Raises:
         SandboxError: nothing here confines programs; one line says why, one what to do.
+        ConfigError: there is no such isolation, or it was to be none at all.
 
     Example:
         >>> with Judge() as judge:
@@ -41,25 +46,34 @@ class Judge:
     """
 
     def __init__(
-        self, *, unsafe: bool = False, isolations: Sequence[Isolation] | None = None
+        self,
+        *,
+        unsafe: bool = False,
+        isolation: str | None = None,
+        isolations: Sequence[Isolation] | None = None,
     ) -> None:
         self._turns = Turns()
+        self._slowness = 1.0
         if unsafe:
+            if isolation is not None:
+                raise ConfigError(f"isolation {isolation} and unsafe exclude each other. Use one.")
             self._server, self.isolation = Server(UNSAFE), UNSAFE.name
             return
         reasons = []
-        for isolation in candidates() if isolations is None else isolations:
+        for way in _ways(isolation, isolations):
             try:
-                self._server = Server(isolation)
+                tried = way()
+                self._server = Server(tried)
             except SandboxError as error:
                 reasons.append(str(error))
                 continue
-            self.isolation = f"{isolation.name}: {', '.join(self._server.layers)}"
+            self._slowness = tried.slowness
+            self.isolation = f"{tried.name}: {', '.join(self._server.layers)}"
             broken = successful_attacks(self._run_script)
             if not broken:
                 return
             self._server.close()
-            reasons.append(f"{isolation.name}: a program could {', '.join(broken)}")
+            reasons.append(f"{tried.name}: a program could {', '.join(broken)}")
         told = "; ".join(reasons) or "this system has no way to do it"
         raise SandboxError(f"Programs cannot be confined here ({told}).\n{REMEDY}")
 
@@ -145,7 +159,8 @@ class Judge:
     def _run(
         self, kind: Kind, program: str, stdin: str, tests: str | None, limits: Limits, factor: float
     ) -> tuple[Verdict, str] | None:
-        request = {"kind": kind, "limits": _as_message(limits, factor)}
+        seconds = limits.seconds * self._slowness
+        request = {"kind": kind, "limits": _as_message(limits, seconds, factor)}
         given = stdin.encode("utf-8", "surrogatepass")
         answer = self._server.run(request, program, given, tests)
         if answer is None:
@@ -160,10 +175,20 @@ class Judge:
         return self._judge_run("stdio", program, stdin, None, limits)
 
 
-def _as_message(limits: Limits, factor: float) -> dict[str, Any]:
+def _ways(isolation: str | None, isolations: Sequence[Isolation] | None) -> list[Way]:
+    if isolations is not None:
+        return [functools.partial(_itself, one) for one in isolations]
+    return candidates() if isolation is None else [way_called(isolation)]
+
+
+def _itself(isolation: Isolation) -> Isolation:
+    return isolation
+
+
+def _as_message(limits: Limits, seconds: float, factor: float) -> dict[str, Any]:
     return {
-        "cpu_seconds": limits.seconds,
-        "wall_seconds": max(_WALL_SECONDS_AT_LEAST, limits.seconds) * factor,
+        "cpu_seconds": seconds,
+        "wall_seconds": max(_WALL_SECONDS_AT_LEAST, seconds) * factor,
         "memory_bytes": limits.memory_mb << 20,
         "output_bytes": limits.output_bytes,
         "files": limits.files,
@@ -248,14 +273,17 @@ def judge(
 
 
 def judge_many(
-    cases: Iterable[Case], workers: int = 1, unsafe: bool = False
+    cases: Iterable[Case],
+    workers: int = 1,
+    unsafe: bool = False,
+    isolation: str | None = None,
 ) -> Iterator[tuple[Case, Verdict]]:
-    """Judge many cases in one sandbox; see ``Judge.judge_many``.
+    """Judge many cases in one sandbox; see ``Judge`` and ``Judge.judge_many``.
 
     Raises:
         SandboxError: programs cannot be confined here.
     """
-    with Judge(unsafe=unsafe) as one:
+    with Judge(unsafe=unsafe, isolation=isolation) as one:
         yield from one.judge_many(cases, workers)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import tempfile
 from collections.abc import Callable
@@ -12,7 +13,8 @@ from wmtp.evaluation.sandbox.verdict import Limits, Verdict
 
 ATTACK: Final = Path(__file__).with_name("attack.py")
 LIMITS: Final = Limits(seconds=10.0, memory_mb=256)
-_GIBIBYTE: Final = 1 << 30
+# by itself: where memory is watched, too much of it ends the program
+_TAKE_MEMORY: Final = "import time\nkept = bytearray(1 << 30)\ntime.sleep(1)\n"
 
 RunScript = Callable[[str, str, Limits], tuple[Verdict, str]]
 """A program, its standard input and its limits, to what came of it and what it printed."""
@@ -39,17 +41,20 @@ def successful_attacks(run: RunScript) -> list[str]:
             "port": by_ip.getsockname()[1],
             "socket": f"{canary}.socket",
             "datagrams": f"{canary}.datagrams",
-            "bytes": _GIBIBYTE,
+            "program": shutil.which("true") or "/bin/true",
         }
         verdict, printed = run(ATTACK.read_text(), json.dumps(target), LIMITS)
         found = [line.replace("_", " ") for line in printed.split("\n") if line and line != "done"]
         if not verdict.passed or not printed.endswith("done\n"):
             found.append(f"end its supervision ({verdict.status}: {verdict.detail})")
-        if sorted(os.listdir(folder)) != before:
+        if sorted(os.listdir(folder)) != before or canary.stat().st_mode & 0o777 != 0o644:
             found.append("change files outside")
         for listener in (by_ip, by_path, datagrams):
             if _was_reached(listener):
                 found.append("reach a socket outside")
+    greedy, _ = run(_TAKE_MEMORY, "", LIMITS)
+    if greedy.status != "memory":
+        found.append(f"take memory ({greedy.status}: {greedy.detail})")
     return list(dict.fromkeys(found))
 
 

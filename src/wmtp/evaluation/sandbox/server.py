@@ -1,6 +1,8 @@
 """The fork server as the judging process sees it: started, asked, ended."""
 
+import contextlib
 import os
+import signal
 import socket
 import subprocess
 import tempfile
@@ -12,7 +14,7 @@ from wmtp.errors import SandboxError
 from wmtp.evaluation.sandbox.inside.frames import REQUEST, Channel, Ended, MalformedMessageError
 from wmtp.evaluation.sandbox.isolation import ENVIRONMENT, Isolation
 
-_START_SECONDS: Final = 60.0
+_START_SECONDS: Final = 300.0  # WebAssembly may have to be compiled, on a machine that is busy
 _GRACE_SECONDS: Final = 60.0
 _END_SECONDS: Final = 10.0
 
@@ -51,7 +53,13 @@ class Server:
         self._control.settimeout(_START_SECONDS)
         channel = channel_over(self._control)
         try:
-            channel.send({"layers": sorted(isolation.layers), "work": str(work)})
+            channel.send(
+                {
+                    "layers": sorted(isolation.layers),
+                    "work": str(work),
+                    "wasm": dict(isolation.wasm),
+                }
+            )
             answer = channel.receive()
         except (Ended, MalformedMessageError, OSError) as error:
             self.close()
@@ -99,7 +107,8 @@ class Server:
         try:
             self._process.wait(_END_SECONDS)
         except subprocess.TimeoutExpired:
-            self._process.kill()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
         self._forget()
 

@@ -6,11 +6,13 @@ import shutil
 import time
 from typing import Any
 
-from .confinement import NAMESPACES, Confinement
+from .confinement import NAMESPACES, WASM, Confinement
 
 
 def make_folder(confinement: Confinement, limits: dict[str, Any]) -> tuple[str, bool]:
     """A program's folder, and whether it is a file system of its own."""
+    if WASM in confinement.layers:  # its files are in the instance's own process
+        return confinement.work, True
     if NAMESPACES in confinement.layers:
         from .namespaces import mount_work_folder
 

@@ -5,7 +5,6 @@ tests, no secrets. It never sees a program or its tests either; those travel ove
 hands on.
 """
 
-import builtins
 import contextlib
 import gc
 import importlib
@@ -19,9 +18,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, final
 
-from .confinement import NAMESPACES, Confinement
+from .confinement import NAMESPACES, WASM, Confinement
 from .frames import REQUEST, Channel, Ended, MalformedMessageError
-from .processes import close_all_but, prepare_streams
+from .processes import close_all_but, prepare_streams, processor_time
+from .shield import shield
+from .supervisor import supervise
+from .warm_up import warm_up
+from .wasm.becoming import Becomes
 
 # what programs of the usual benchmarks import most; each page that is in use makes forks slower,
 # and asyncio alone would double them
@@ -49,12 +52,13 @@ def main(control: socket.socket) -> None:
         return
     for name in _IMPORTED:
         importlib.import_module(name)
-    from .supervisor import supervise
-    from .warm_up import warm_up
-
     prepare_streams()
+    if WASM in confinement.layers:
+        shield()
+        _serve_copies_of_an_instance(control, channel, confinement, asked["wasm"])
+        return
     warm_up()
-    _shield()
+    shield()
     _prepare_memory()
     inside = NAMESPACES in confinement.layers and _enter_namespaces()
     if not inside:
@@ -64,16 +68,23 @@ def main(control: socket.socket) -> None:
     _serve(control, confinement, fork, supervise)
 
 
-def _shield() -> None:
-    """Let what talks to the tests keep Python's own functions, whatever a program puts there.
+def _serve_copies_of_an_instance(
+    control: socket.socket, channel: Channel, confinement: Confinement, given: dict[str, str]
+) -> None:
+    """The same for WebAssembly: every fork leaves ``serve`` and goes on as the instance."""
+    from .wasm.host import Host
 
-    This is for the program's sake, which would else be taken for one that crashed.
-    """
-    for name, module in list(sys.modules.items()):
-        if name.partition(".")[0] in (__package__, "json", "contextlib", "collections"):
-            for function, value in vars(builtins).items():
-                if not function.startswith("_"):
-                    vars(module).setdefault(function, value)
+    def serve() -> None:
+        confinement.measure()
+        _prepare_memory()
+        channel.send({"layers": [f"wasmtime {host.version}"]})
+        _serve(control, confinement, os.fork, supervise)
+
+    try:
+        host = Host(given)
+        host.run(_IMPORTED, serve)
+    except (OSError, ImportError) as error:
+        channel.send({"error": str(error)})
 
 
 def _prepare_memory() -> None:
@@ -161,9 +172,8 @@ class _Jobs:
 
 
 def _cpu_seconds(pid: int) -> float:
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError):  # it has just ended
-            return time.clock_gettime(((~pid) << 3) | 2)
+    with contextlib.suppress(OSError):  # it has just ended
+        return processor_time(pid)
     return 0.0
 
 
@@ -207,20 +217,20 @@ def _serve(
 
 
 def _become(supervise: Supervise, descriptor: int, confinement: Confinement) -> None:
-    code = 1
     try:
         close_all_but(0, 1, 2, descriptor)
         if sys.platform == "linux":
             from .kernel import die_with_parent
 
             die_with_parent()
-        with socket.socket(fileno=descriptor) as job:
-            supervise(job, confinement)
-        code = 0
+        supervise(socket.socket(fileno=descriptor), confinement)
+    except Becomes:  # one of its forks; it is not the supervisor any more
+        raise
     except (Ended, MalformedMessageError):  # who asked is gone
-        code = 0
-    finally:
-        os._exit(code)
+        pass
+    except BaseException:
+        os._exit(1)
+    os._exit(0)
 
 
 def _end_all() -> None:

@@ -2,8 +2,6 @@
 
 import os
 import struct
-import sys
-import sysconfig
 from collections.abc import Iterable
 from ctypes import c_size_t
 from typing import Final
@@ -32,8 +30,6 @@ _LATEST_RIGHTS: Final = 16
 _TCP: Final = 3  # bind and connect, from version 4
 _SCOPE: Final = 3  # abstract sockets and signals, from version 6
 
-DEVICES: Final = ("/dev/null", "/dev/zero", "/dev/urandom", "/dev/random")
-
 
 def landlock_version() -> int:
     """The kernel's version of the interface.
@@ -42,18 +38,6 @@ def landlock_version() -> int:
         OSError: this kernel has no Landlock, or it is switched off.
     """
     return syscall(_CREATE_RULESET, "landlock", None, c_size_t(0), _VERSION)
-
-
-def library_paths() -> list[str]:
-    """What Python's standard library is read from, and what its modules need."""
-    paths = sysconfig.get_paths()
-    candidates = [
-        paths["stdlib"], paths["platstdlib"], os.path.dirname(os.__file__),
-        *(path for path in sys.path if path.startswith(sys.base_prefix)),
-        "/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/share/zoneinfo",
-        "/etc/ld.so.cache", "/etc/localtime", "/dev/zero", "/dev/urandom", "/dev/random",
-    ]  # fmt: skip
-    return sorted({path for path in candidates if os.path.exists(path)})
 
 
 def restrict_files(read: Iterable[str], write: Iterable[str]) -> None:

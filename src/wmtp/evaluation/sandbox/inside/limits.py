@@ -1,6 +1,7 @@
 """Limits that the kernel keeps for each process."""
 
 import resource
+import sys
 from typing import Final
 
 _OPEN_FILES: Final = 64
@@ -13,7 +14,8 @@ def limit_process(cpu_seconds: float, memory_bytes: int, file_bytes: int, addres
 
     Args:
         cpu_seconds: a net below the supervisor's own clock, which ends the program earlier.
-        memory_bytes: of addresses, beyond those that are in use.
+        memory_bytes: of addresses, beyond those that are in use. macOS reserves hundreds of
+            gigabytes for every process and takes no such limit; there the supervisor watches.
         file_bytes: of one file.
         addresses: bytes that this process has mapped already.
     """
@@ -23,8 +25,9 @@ def limit_process(cpu_seconds: float, memory_bytes: int, file_bytes: int, addres
         resource.RLIMIT_NOFILE: _OPEN_FILES,
         resource.RLIMIT_CORE: 0,
         resource.RLIMIT_STACK: _STACK_BYTES,
-        resource.RLIMIT_AS: addresses + memory_bytes,
     }
+    if sys.platform != "darwin":
+        bounds[resource.RLIMIT_AS] = addresses + memory_bytes
     for which, most in bounds.items():
         hard = resource.getrlimit(which)[1]
         most = most if hard == resource.RLIM_INFINITY else min(most, hard)

@@ -1,14 +1,17 @@
 """Processes of one program: started, given their streams, and put into their cage."""
 
+import contextlib
 import io
 import os
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from typing import Any
 
 from .confinement import Confinement
+from .wasm.becoming import Becomes
 
 
 def prepare_streams() -> None:
@@ -43,11 +46,26 @@ def fork(body: Callable[[], int]) -> int:
             if os.getppid() != parent:  # it died before it could take this one along
                 os._exit(1)
         code = body()
+    except Becomes:  # it leaves the server's code, and goes on as an instance
+        raise
     except BaseException:
-        traceback.print_exc(limit=-3)
-        sys.stderr.flush()
-    finally:
-        os._exit(code)
+        with contextlib.suppress(BaseException):
+            traceback.print_exc(limit=-3)
+            sys.stderr.flush()
+    os._exit(code)
+
+
+def processor_time(pid: int) -> float:
+    """What a child has used so far, in seconds.
+
+    Raises:
+        OSError: it has ended.
+    """
+    if sys.platform == "darwin":
+        from .darwin import usage_of
+
+        return usage_of(pid)[0]
+    return time.clock_gettime(((~pid) << 3) | 2)
 
 
 def settle(confinement: Confinement, limits: dict[str, Any], folder: str) -> None:

@@ -3,41 +3,58 @@
 Nobody has run this on a Mac yet. The judge's attack on itself decides whether it holds there.
 """
 
-import ctypes
-import json
+import os
+from collections.abc import Iterable
+from typing import Final
 
-from .landlock import DEVICES
+from .darwin import enter_sandbox
+from .library import DEVICES
+
+# what the loader of shared libraries reads, and time zones; /usr/lib is among Python's own paths
+_OF_THE_SYSTEM: Final = (
+    "/System/Library", "/System/Volumes/Preboot/Cryptexes", "/private/var/db/dyld",
+    "/private/var/db/timezone", "/usr/share/zoneinfo", "/usr/share/icu",
+)  # fmt: skip
 
 
-def confine(folder: str) -> None:
-    """From here on: no processes, no network, no files but Python's library and ``folder``.
+def confine(readable: list[str], folder: str) -> None:
+    """From here on: no processes, no network, no files but ``readable`` ones and ``folder``.
 
     Raises:
         OSError: the system refused.
-
-    Source:
-        sandbox_init(3) of macOS, deprecated and in use by browsers.
     """
-    from .landlock import library_paths
-
-    system = ctypes.CDLL("/usr/lib/libSystem.dylib", use_errno=True)
-    message = ctypes.c_char_p()
-    profile = _profile(library_paths(), folder).encode()
-    if system.sandbox_init(profile, ctypes.c_uint64(0), ctypes.byref(message)) != 0:
-        raise OSError(f"sandbox_init: {(message.value or b'').decode(errors='replace')}")
+    enter_sandbox(profile([*readable, *_OF_THE_SYSTEM], folder))
 
 
-def _profile(readable: list[str], folder: str) -> str:
-    reads = " ".join(f"(subpath {json.dumps(path)})" for path in [*readable, "/System/Library"])
-    devices = " ".join(f"(literal {json.dumps(path)})" for path in DEVICES)
+def profile(readable: Iterable[str], folder: str) -> str:
+    """The rules, which see paths without symbolic links: /tmp is /private/tmp there.
+
+    What is not allowed is denied: forks, programs, sockets, Mach services, shared memory, signals
+    to others. That a path exists can be seen, as Python's import system needs.
+    """
+    reads = sorted({os.path.realpath(path) for path in readable} - set(DEVICES))
+    library = " ".join(f"(subpath {_quoted(path)})" for path in reads)
+    devices = " ".join(f"(literal {_quoted(path)})" for path in DEVICES)
+    own = f"(subpath {_quoted(os.path.realpath(folder))})"
     return "\n".join(
         (
             "(version 1)",
             "(deny default)",
-            f"(allow file-read* {reads} {devices} (subpath {json.dumps(folder)}))",
             "(allow file-read-metadata)",
-            f'(allow file-write* (subpath {json.dumps(folder)}) (literal "/dev/null"))',
+            f"(allow file-read* {library} {devices} {own})",
+            f"(allow file-map-executable {library})",
+            f'(allow file-write* {own} (literal "/dev/null"))',
             "(allow sysctl-read)",
             "(allow signal (target self))",
         )
     )
+
+
+def _quoted(path: str) -> str:
+    r"""A path as a string of the profile's language.
+
+    Example:
+        >>> print(_quoted('/Users/Zoë/a "b"'))
+        "/Users/Zoë/a \"b\""
+    """
+    return '"' + path.replace("\\", "\\\\").replace('"', '\\"') + '"'

@@ -14,15 +14,15 @@ from types import FrameType
 from typing import Final
 
 from . import program_side, tests_side
-from .confinement import NAMESPACES, Confinement
+from .confinement import NAMESPACES, WASM, Confinement
 from .folders import make_folder, remove
 from .frames import Channel, Ended
 from .processes import close_all_but, enter_folder, fork, settle, take_over
-from .watching import TICK_SECONDS, Result, Run
+from .wasm.becoming import Becomes
+from .watching import TESTS_MEMORY_BYTES, TICK_SECONDS, Result, Run
 
 _LAST_WORDS: Final = 2_000
 _PIECE: Final = 1 << 16
-_TESTS_MEMORY_BYTES: Final = 1 << 30
 _PARTS_OF_A_SHARED_DISK: Final = 16
 
 
@@ -34,21 +34,30 @@ def supervise(job: socket.socket, confinement: Confinement) -> None:
     folder, own_disk = make_folder(confinement, request["limits"])
     first = own_disk and NAMESPACES in confinement.layers
     if first and request["kind"] == "assert":
-        _run_tests_here(Run(request["limits"], None), confinement, folder, source, job)
+        run = Run(request["limits"], None, confinement.memory)
+        _run_tests_here(run, confinement, folder, source, job)
         return
     if not own_disk:  # open files that have no name any more are found by nobody
         request["limits"]["largest_file_bytes"] //= _PARTS_OF_A_SHARED_DISK
-    run = Run(request["limits"], None if own_disk else folder)
+    run = Run(request["limits"], None if own_disk else folder, confinement.memory)
     try:
         if request["kind"] == "stdio":
             result = _run_script(run, confinement, folder, source, stdin, job)
         else:
             result = _run_tests(run, confinement, folder, source, job)
-    finally:
-        run.kill()
-        if not own_disk:
-            remove(folder)
+    except Becomes:  # in one of its children, which has nothing to clean up
+        raise
+    except BaseException:
+        _clean_up(run, None if own_disk else folder)
+        raise
+    _clean_up(run, None if own_disk else folder)
     _answer(channel, result)
+
+
+def _clean_up(run: Run, folder: str | None) -> None:
+    run.kill()
+    if folder is not None:
+        remove(folder)
 
 
 def _answer(channel: Channel, result: Result) -> None:
@@ -73,6 +82,8 @@ def _run_script(
         take_over(standard_in, standard_out, standard_error)
         close_all_but(0, 1, 2)
         settle(confinement, run.limits, folder)
+        if WASM in confinement.layers:
+            raise Becomes("script", source, run.limits, {})
         return program_side.run_with_standard_input(source)
 
     run.program = fork(program)
@@ -121,7 +132,7 @@ def _run_tests_here(
     run.program = fork(program)
     run.tests = os.getpid()
     close_all_but(0, 1, 2, ours.fileno(), out, job.fileno())
-    confinement.limit_and_filter({**run.limits, "memory_bytes": _TESTS_MEMORY_BYTES})
+    confinement.limit_and_filter({**run.limits, "memory_bytes": TESTS_MEMORY_BYTES})
     os.set_blocking(out, False)
 
     def drain() -> bool:
@@ -175,6 +186,9 @@ def _run_tests(
         take_over(0, standard_out, standard_out)
         close_all_but(0, 1, 2, theirs.fileno())
         settle(confinement, run.limits, folder)
+        if WASM in confinement.layers:
+            both = theirs.fileno(), theirs.fileno()
+            raise Becomes("program", source, run.limits, {"program": both})
         program_side.serve_tests(source, Channel.of(theirs.fileno()))
         return 0
 
@@ -185,8 +199,17 @@ def _run_tests(
 
     def tests() -> int:
         close_all_but(0, 1, 2, ours.fileno(), job.fileno(), writing)
-        limits = {**run.limits, "memory_bytes": _TESTS_MEMORY_BYTES}
+        limits = {**run.limits, "memory_bytes": TESTS_MEMORY_BYTES}
         settle(confinement, limits, folder)
+        if WASM in confinement.layers:
+            raise Becomes(
+                "tests", None, limits,
+                {
+                    "program": (ours.fileno(), ours.fileno()),
+                    "tests": (job.fileno(), None),
+                    "verdict": (None, writing),
+                },
+            )  # fmt: skip
         judged = tests_side.judge(Channel.of(ours.fileno()), Channel.of(job.fileno()))
         Channel.of(writing).send(judged)
         return 0

@@ -12,8 +12,10 @@ from collections.abc import Callable
 from typing import Any, Final, NoReturn, final
 
 from .folders import holds_too_much
+from .processes import processor_time
 
 TICK_SECONDS: Final = 0.05
+TESTS_MEMORY_BYTES: Final = 1 << 30
 _PIECE: Final = 1 << 16
 _IDLE_SHARE: Final = 0.01
 _SHORTEST_WINDOW_SECONDS: Final = 0.5
@@ -23,10 +25,18 @@ Result = dict[str, Any]
 
 @final
 class Run:
-    """The processes of one program and what they have used."""
+    """The processes of one program and what they have used.
 
-    def __init__(self, limits: dict[str, Any], folder: str | None) -> None:
+    Args:
+        limits: of the request.
+        folder: whose files are watched, if any.
+        memory: bytes that Python alone uses, where memory is watched.
+    """
+
+    def __init__(self, limits: dict[str, Any], folder: str | None, memory: int) -> None:
         self.limits = limits
+        self._memory = memory
+        self._parent = os.getppid()
         self.program = self.tests = 0
         self.exit_code: int | None = None
         self.draining: dict[int, Callable[[bytes], None] | None] = {}
@@ -81,6 +91,8 @@ class Run:
                 self.reap()
                 if until():
                     return None
+                if sys.platform == "darwin" and os.getppid() != self._parent:
+                    self._abandoned(-1)  # elsewhere the kernel ends it with its parent
                 broken = self.broken_limit()
                 if broken is not None:
                     return self.result(*broken)
@@ -135,6 +147,8 @@ class Run:
             return "timeout", f"took {limits['wall_seconds']:g} s"
         if wall > limits["cpu_seconds"] and self._waits(wall, cpu):
             return "timeout", f"waited for {limits['cpu_seconds']:g} s"
+        if sys.platform == "darwin" and self._takes_too_much_memory():
+            return "memory", "used more memory than it may"
         if self._folder is not None and holds_too_much(self._folder, limits):
             return "output", "wrote more files than it may"
         return None
@@ -158,10 +172,23 @@ class Run:
         """Processor time of both processes so far."""
         total = self._cpu_seconds
         for pid in (self.program if self.exit_code is None else 0, self.tests):
-            if pid and sys.platform == "linux":
+            if pid:
                 with contextlib.suppress(OSError):  # it has just ended
-                    total += time.clock_gettime(((~pid) << 3) | 2)
+                    total += processor_time(pid)
         return total
+
+    def _takes_too_much_memory(self) -> bool:
+        from .darwin import usage_of
+
+        most = {self.tests: TESTS_MEMORY_BYTES}
+        if self.exit_code is None:
+            most[self.program] = self.limits["memory_bytes"]
+        for pid, bytes_more in most.items():
+            if pid:
+                with contextlib.suppress(OSError):
+                    if usage_of(pid)[1] > self._memory + bytes_more:
+                        return True
+        return False
 
     def result(self, status: str, detail: str, **more: Any) -> Result:
         """What is reported."""
