@@ -37,6 +37,9 @@ def prepare(
     solutions: Annotated[
         str, typer.Option(help="Of contests: correct programs, or all of them with a reward.")
     ] = "correct",
+    workers: Annotated[
+        int, typer.Option(min=1, help="Processes that tokenize; the shards are the same.")
+    ] = 1,
     verbose: Verbose = False,
 ) -> None:
     """Tokenize text into shards that train, evaluate and score can read."""
@@ -50,6 +53,7 @@ def prepare(
         TextTokenizer.load(tokenizer),
         out,
         lambda documents, tokens: tell(f"{documents:,} documents, {tokens:,} tokens so far"),
+        workers,
     )
     for line in report.lines():
         print(line)
