@@ -42,6 +42,7 @@ _READERS = {"jsonl": 3}  # 2: reward and group; 3: source and license
 _BATCH_CHARS = 1 << 20
 
 _SAMPLE_TEXTS = 16
+_SAMPLE_CHARS = 1 << 14
 _MOST_ORIGINS = 1000
 _OTHER_ORIGINS = Origin("(others)", "(others)")
 
@@ -318,5 +319,5 @@ def _sample(sources: Sequence[Source]) -> list[str]:
     found: list[str] = []
     for source in sources:
         with suppress(DataError):  # told when the source is read
-            found += islice(read_texts(source), _SAMPLE_TEXTS)
+            found += (text[:_SAMPLE_CHARS] for text in islice(read_texts(source), _SAMPLE_TEXTS))
     return found
