@@ -165,17 +165,19 @@ def _join(
     """Put the beginning and the end around a document's segments."""
     front = np.array(tokenizer.bos_ids, dtype=np.int32)
     end = np.array([tokenizer.eos_id], dtype=np.int32)
-    is_wanted = [segment.wanted for segment in document.segments]
-    wanted = [
-        np.ones(len(front), dtype=bool),
-        *(np.full(len(ids), flag) for ids, flag in zip(parts, is_wanted, strict=True)),
-        np.array([is_wanted[-1]]),
-    ]
+    whole = np.concatenate([front, *parts, end])
+    wanted = np.ones(len(whole), dtype=bool)
+    stop = len(front)
+    for ids, segment in zip(parts, document.segments, strict=True):
+        start, stop = stop, stop + len(ids)
+        if not segment.wanted:
+            wanted[start:stop] = False
+    wanted[stop:] = document.segments[-1].wanted
     base = 1.0 if document.weight is None else document.weight
     return EncodedDocument(
         document.name,
-        np.concatenate([front, *parts, end]),
-        np.concatenate(wanted),
+        whole,
+        wanted,
         None
         if weights is None
         else np.concatenate([_constant(base, len(front)), *weights, _constant(base, 1)]),

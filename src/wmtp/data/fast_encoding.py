@@ -102,9 +102,10 @@ class FastEncoder:
 
     def _encode(self, text: str) -> NDArray[np.int32]:
         encode = self._encoding.encode_ordinary
+        borders = cuts_of(text)  # where the tokenizer itself cuts
         ranks: list[int] = []
-        for start, stop in pairwise(cuts_of(text)):  # where the tokenizer itself cuts
-            ranks += encode(text[start:stop])
+        for start, stop in pairwise(borders):
+            ranks += encode(text[start:stop] if len(borders) > 2 else text)
         return self._id_of_rank[np.array(ranks, dtype=np.intp)]
 
     def _must_be_slow(self, text: str) -> bool:

@@ -11,9 +11,6 @@ from itertools import islice
 from pathlib import Path
 from typing import final
 
-import numpy as np
-from numpy.typing import NDArray
-
 from wmtp.data.documents import NO_ORIGIN, BadLines, Document, Origin, TokenDocument
 from wmtp.data.encoding import PackedDocuments
 from wmtp.data.hub import is_to_be_fetched
@@ -264,18 +261,19 @@ class _OriginCounts:
 
     def __init__(self) -> None:
         self.text_bytes = 0
-        self._counts: dict[Origin, NDArray[np.int64]] = {}
+        self._counts: dict[Origin, list[int]] = {}
 
     def add(self, packed: PackedDocuments) -> None:
         """Count documents."""
         self.text_bytes += int(packed.text_bytes.sum())
-        for origin, tokens, text_bytes in zip(
-            packed.origins, packed.lengths, packed.text_bytes, strict=True
-        ):
+        tokens_of, bytes_of = packed.lengths.tolist(), packed.text_bytes.tolist()
+        for origin, tokens, text_bytes in zip(packed.origins, tokens_of, bytes_of, strict=True):
             if origin not in self._counts and len(self._counts) >= _MOST_ORIGINS:
                 origin = _OTHER_ORIGINS
-            counts = self._counts.setdefault(origin, np.zeros(3, dtype=np.int64))
-            counts += 1, tokens, text_bytes
+            counts = self._counts.setdefault(origin, [0, 0, 0])
+            counts[0] += 1
+            counts[1] += tokens
+            counts[2] += text_bytes
 
     def counts(self) -> list[OriginCount]:
         """By name; nothing if no document named one."""
@@ -291,7 +289,7 @@ class _OriginCounts:
                 text_bytes=text_bytes,
             )
             for origin in in_order
-            for documents, tokens, text_bytes in [self._counts[origin].tolist()]
+            for documents, tokens, text_bytes in [self._counts[origin]]
         ]
 
 
