@@ -89,3 +89,23 @@ def test_manifest_names_what_was_passed_over(tokenizer: Path, tmp_path: Path) ->
         "--out", tmp_path / "s")  # fmt: skip
     manifest = json.loads((tmp_path / "s/manifest.json").read_text())
     assert manifest["sources"][0]["passed_over"] == {"duplicate program": 1}
+
+
+def test_a_tokenizer_is_trained_on_a_sample_and_says_on_which(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "lines.jsonl"
+    rows = [{"text": f"{n} 번째 문장", "source": "large" if n % 4 else "small"} for n in range(400)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    train = ("tokenizer", "train", "--source", path, "--vocab-size", 270, "--sample-bytes", 2500)
+    run(*train, "--out", tmp_path / "one", "--trainer", "rustbpe")
+    run(*train, "--out", tmp_path / "two", "--trainer", "rustbpe")
+    about = json.loads((tmp_path / "one/training.json").read_text())
+    assert about == json.loads((tmp_path / "two/training.json").read_text())
+    sampled = {share["name"]: share["sampled_bytes"] for share in about["sources"]}
+    assert all(abs(sampled[name] - 1250) < 40 for name in ("large", "small"))
+    assert "learned by rustbpe" in capsys.readouterr().out
+    run("tokenizer", "describe", "--tokenizer", tmp_path / "one", "--source", path, "--json")
+    (found,) = json.loads(capsys.readouterr().out)
+    assert found["all"]["lossless"] == 400
+    assert set(found["sources"]) == {"large", "small"}

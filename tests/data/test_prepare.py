@@ -194,3 +194,65 @@ def test_contest_reaches_the_shards_with_what_was_passed_over(
         for solutions in ("correct", "all")
     ]
     assert [shards.manifest.documents for shards in cached] == [2, 3]
+
+
+def test_any_number_of_workers_gives_the_same_bytes(
+    write_lines: Any, tmp_path: Path, tokenizer: TextTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows: list[Any] = [
+        {"text": f"문서 {n} 한국어 <|endoftext|>", "source": "web" if n % 3 else "news"}
+        for n in range(60)
+    ]
+    rows[10], rows[30], rows[31] = b"{", {"tokens": [10**6]}, {"prompt": "a", "completion": "b"}
+    rows[50] = {"text": "x", "loss_weights": 2, "reward": 1, "group": "g"}
+    path = write_lines(rows)
+    monkeypatch.setattr("wmtp.data.prepare._BATCH_CHARS", 100)
+    for workers in (1, 2):
+        prepare([Source(str(path))], tokenizer, tmp_path / str(workers), workers=workers)
+    files = sorted(file.name for file in (tmp_path / "1").iterdir())
+    assert files == sorted(file.name for file in (tmp_path / "2").iterdir())
+    for name in files:
+        assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes(), name
+    lines = (tmp_path / "1/bad_lines.jsonl").read_text().splitlines()
+    reasons = [json.loads(line)["place"] for line in lines]
+    assert reasons == [f"{path}:11", f"{path}:31"]
+
+
+def test_licenses_and_origins_are_counted(
+    write_lines: Any, tmp_path: Path, tokenizer: TextTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wiki = {"source": "kowiki", "license": "CC-BY-SA-4.0"}
+    path = write_lines(
+        [{"text": "가나", **wiki}, {"text": "다", **wiki}, {"text": "ab", "license": "CC0"},
+         {"text": "c", "source": 3, "license": ""}]
+    )  # fmt: skip
+    prepare([Source(str(path))], tokenizer, tmp_path / "out")
+    (count,) = open_shards(tmp_path / "out").manifest.sources
+    found = [(o.source, o.license, o.documents, o.text_bytes) for o in count.origins]
+    assert found == [
+        (None, None, 1, 1), (None, "CC0", 1, 2), ("kowiki", "CC-BY-SA-4.0", 2, 9),
+    ]  # fmt: skip
+    assert sum(o.tokens for o in count.origins) == count.tokens
+    assert count.text_bytes == 12
+    lines = describe_shards(tmp_path / "out", 0, 1)
+    assert any(line.startswith("  kowiki (CC-BY-SA-4.0): 2 documents, ") for line in lines)
+    monkeypatch.setattr("wmtp.data.prepare._MOST_ORIGINS", 1)
+    prepare([Source(str(path))], tokenizer, tmp_path / "few")
+    (count,) = open_shards(tmp_path / "few").manifest.sources
+    assert [o.source for o in count.origins] == ["(others)", "kowiki"]
+    plain = write_lines([{"text": "a"}])
+    prepare([Source(str(plain))], tokenizer, tmp_path / "plain")
+    assert open_shards(tmp_path / "plain").manifest.sources[0].origins == []
+
+
+def test_without_a_fast_encoder_the_shards_are_the_same_and_it_is_said(
+    write_lines: Any, tmp_path: Path, tokenizer: TextTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_lines([{"text": f"문서 {n} ab"} for n in range(20)])
+    fast = prepare([Source(str(path))], tokenizer, tmp_path / "fast")
+    monkeypatch.setattr("wmtp.data.fast_encoding.find_spec", lambda name: None)
+    slow = prepare([Source(str(path))], tokenizer, tmp_path / "slow")
+    assert "tiktoken is not installed" in slow.notes[-1]
+    assert fast.notes == ()
+    for file in (tmp_path / "fast").iterdir():
+        assert file.read_bytes() == (tmp_path / "slow" / file.name).read_bytes()

@@ -8,7 +8,7 @@ from transformers import AutoTokenizer
 
 from wmtp.data import tokenizer as tokenizer_module
 from wmtp.data.tokenizer import TextTokenizer, stream_text
-from wmtp.data.tokenizer_training import describe_tokenizer, train_tokenizer
+from wmtp.data.tokenizer_training import train_tokenizer
 from wmtp.errors import DataError
 
 ODD_TEXTS = [
@@ -178,12 +178,3 @@ def test_streamed_text_equals_text(tokenizer: TextTokenizer, text: str) -> None:
 def test_half_a_character_is_shown_at_the_end(tokenizer: TextTokenizer) -> None:
     ids = tokenizer.encode("a\U0001f600")[:-1]
     assert "".join(piece for piece, _ in stream_text(tokenizer, ids)) == "a\ufffd"
-
-
-def test_description_counts_what_was_read(tokenizer: TextTokenizer) -> None:
-    description = describe_tokenizer(tokenizer, ["한국어", "abc"], longest=2)
-    assert (description.texts, description.lossless, description.text_bytes) == (2, 2, 12)
-    assert description.tokens == len(tokenizer.encode("한국어")) + len(tokenizer.encode("abc"))
-    assert description.bytes_per_token == 12 / description.tokens
-    assert len(description.longest_tokens) == 2
-    assert description.lines()[3] == "texts: 2, of which 2 come back as they were"

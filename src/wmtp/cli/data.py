@@ -37,6 +37,9 @@ def prepare(
     solutions: Annotated[
         str, typer.Option(help="Of contests: correct programs, or all of them with a reward.")
     ] = "correct",
+    workers: Annotated[
+        int, typer.Option(min=1, help="Processes that tokenize; the shards are the same.")
+    ] = 1,
     verbose: Verbose = False,
 ) -> None:
     """Tokenize text into shards that train, evaluate and score can read."""
@@ -50,6 +53,7 @@ def prepare(
         TextTokenizer.load(tokenizer),
         out,
         lambda documents, tokens: tell(f"{documents:,} documents, {tokens:,} tokens so far"),
+        workers,
     )
     for line in report.lines():
         print(line)
@@ -93,56 +97,114 @@ def train_tokenizer(
     vocab_size: Annotated[int, typer.Option(min=257)] = 32000,
     split: Split = "all",
     data_format: Format = "auto",
+    sample_bytes: Annotated[
+        int,
+        typer.Option(min=1, help="Bytes of text to learn from, as many of each source as it has."),
+    ] = 500_000_000,
+    seed: Annotated[int, typer.Option(min=0, help="Of the choice of documents.")] = 0,
+    digits: Annotated[
+        int,
+        typer.Option(min=1, max=3, help="Most digits in a token; only 1 can be exported to GGUF."),
+    ] = 1,
+    compose: Annotated[
+        bool, typer.Option("--nfc", help="Compose characters (NFC) before tokenizing.")
+    ] = False,
+    trainer: Annotated[str, typer.Option(help="auto, rustbpe or tokenizers.")] = "auto",
     verbose: Verbose = False,
 ) -> None:
     """Train a lossless byte-level BPE tokenizer on text."""
+    import json
+
     from wmtp.data.documents import BadLines
+    from wmtp.data.tokenizer_sample import choose_sample
+    from wmtp.data.tokenizer_training import choose_trainer
     from wmtp.data.tokenizer_training import train_tokenizer as run_training
     from wmtp.runtime.durable import storage_errors
 
-    bad = BadLines()
-    trained = run_training(_texts(make_sources(source, split, data_format), bad), vocab_size)
-    for line in bad.report():
+    sources = make_sources(source, split, data_format)
+    library = choose_trainer(trainer)
+    readings: list[BadLines] = []
+
+    def read() -> Iterator[tuple[str, str]]:
+        readings.append(BadLines())
+        return _texts(sources, readings[-1])
+
+    sample = choose_sample(read, sample_bytes, seed)
+    for line in readings[0].report():
         note(line)
+    trained = run_training(
+        sample.texts(read()),
+        vocab_size,
+        digits=digits,  # type: ignore[arg-type]  # its bounds are the option's
+        compose=compose,
+        trainer=library,
+    )
+    about = {
+        "trainer": library,
+        "vocab_size": vocab_size,
+        "digits": digits,
+        "nfc": compose,
+        "sample_bytes": sample_bytes,
+        "seed": seed,
+        "sources": [share.as_json() for share in sample.shares],
+        "fingerprint": trained.fingerprint,
+    }
     with storage_errors(f"{out} could not be written"):
         trained.save(out)
-    print(f"{out}: {trained.vocab_size} tokens")
+        (out / "training.json").write_text(json.dumps(about, indent=2, ensure_ascii=False) + "\n")
+    print(f"{out}: {trained.vocab_size} tokens, learned by {library}")
+    for share in sample.shares:
+        print(f"  {share}")
 
 
 @tokenizer_app.command("describe")
 def describe_tokenizers(
-    tokenizer: Annotated[list[str], typer.Option(help="May be given several times.")],
+    tokenizer: Annotated[
+        list[str],
+        typer.Option(
+            help="tokenizer.json, its folder, or a SentencePiece .model; may be repeated."
+        ),
+    ],
     source: Texts,
     split: Split = "all",
     data_format: Format = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON list.")] = False,
     verbose: Verbose = False,
 ) -> None:
     """Measure tokenizers on text: bytes per token, and whether every document survives."""
+    import json
+
     from wmtp.data.documents import BadLines
-    from wmtp.data.tokenizer import TextTokenizer
-    from wmtp.data.tokenizer_training import describe_tokenizer
+    from wmtp.data.tokenizer_description import compare, describe_tokenizer, open_described
 
     sources = make_sources(source, split, data_format)
+    found = []
     for number, path in enumerate(tokenizer):
         bad = BadLines()
-        print(path)
-        for line in describe_tokenizer(TextTokenizer.load(path), _texts(sources, bad)).lines():
-            print(f"  {line}")
+        described = open_described(path)
+        found.append(describe_tokenizer(described, _texts(sources, bad), name=path))
+        for line in () if as_json else [path, *(f"  {line}" for line in found[-1].lines())]:
+            print(line)
         for line in bad.report() if number == 0 else ():  # the same for each
             note(line)
+    if as_json:
+        print(json.dumps([one.as_json() for one in found], indent=2, ensure_ascii=False))
+    elif len(found) > 1:
+        for line in compare(found):
+            print(line)
 
 
-def _texts(sources: "tuple[Source, ...]", bad: "BadLines") -> Iterator[str]:
-    """The texts of sources; while they are read the user sees how far it has come."""
-    from wmtp.data.sources import read_texts
+def _texts(sources: "tuple[Source, ...]", bad: "BadLines") -> Iterator[tuple[str, str]]:
+    """The texts of sources with their names; the user sees how far reading has come."""
+    from wmtp.data.sources import read_named_texts
 
     tell, count, characters = _now_and_then(), 0, 0
     for source in sources:
-        for text in read_texts(source, bad):
+        for name, text in read_named_texts(source, bad):
             count += 1
             characters += len(text)
             tell(f"{count:,} texts, {characters:,} characters so far")
-            yield text
+            yield name, text
 
 
 def _now_and_then(seconds: float = 10.0) -> Callable[[str], None]:

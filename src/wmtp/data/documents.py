@@ -27,6 +27,22 @@ class Segment:
 
 
 @dataclass(frozen=True)
+class Origin:
+    """Where a document was taken from before it came into the file, in the data's own words.
+
+    Attributes:
+        source: such as ``kowiki``, or None where the data says nothing.
+        license: under which it may be used, or None.
+    """
+
+    source: str | None = None
+    license: str | None = None
+
+
+NO_ORIGIN = Origin()
+
+
+@dataclass(frozen=True)
 class Document:
     """Text whose tokens may see one another, and no others.
 
@@ -37,6 +53,7 @@ class Document:
         spans: weights that differ, over the characters of all segments joined; a later span wins.
         reward: how good the text is, or None where the data says nothing.
         group: what it competes within, such as the problem that a program is meant to solve.
+        origin: where the data says that it is from.
     """
 
     name: str
@@ -45,6 +62,7 @@ class Document:
     spans: tuple[Span, ...] = ()
     reward: float | None = None
     group: str | None = None
+    origin: Origin = NO_ORIGIN
 
 
 @dataclass(frozen=True)
@@ -56,6 +74,7 @@ class TokenDocument:
     weights: tuple[float, ...] | None = None
     reward: float | None = None
     group: str | None = None
+    origin: Origin = NO_ORIGIN
 
 
 class UnusableError(Exception):

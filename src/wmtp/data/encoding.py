@@ -2,11 +2,19 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from wmtp.data.documents import BadLines, Document, TokenDocument, UnusableError
+from wmtp.data.documents import (
+    NO_ORIGIN,
+    BadLines,
+    Document,
+    Origin,
+    TokenDocument,
+    UnusableError,
+)
 from wmtp.data.tokenizer import TextTokenizer
 
 
@@ -21,6 +29,8 @@ class EncodedDocument:
         weights: ``loss_weights`` of each, float32, or None where the data says nothing.
         reward: of the whole document, or None.
         group: what it competes within, or None.
+        origin: where the data says that it is from.
+        text_bytes: length of its text in UTF-8, 0 where it came as ids.
     """
 
     name: str
@@ -29,15 +39,85 @@ class EncodedDocument:
     weights: NDArray[np.float32] | None
     reward: float | None = None
     group: str | None = None
+    origin: Origin = NO_ORIGIN
+    text_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class PackedDocuments:
+    """Documents one after the other, as they are sent between processes and written.
+
+    Attributes:
+        names: where each comes from.
+        ids: the tokens of all of them, int32.
+        lengths: tokens of each, int64.
+        wanted: for each token, or None where all are wanted.
+        weights: of each token, float32, or None where no document has any.
+        rewards: of each document, float32, NaN where it has none; None where none has one.
+        groups: of each document.
+        origins: of each document.
+        text_bytes: of each document, int64.
+    """
+
+    names: tuple[str, ...]
+    ids: NDArray[np.int32]
+    lengths: NDArray[np.int64]
+    wanted: NDArray[np.bool_] | None
+    weights: NDArray[np.float32] | None
+    rewards: NDArray[np.float32] | None
+    groups: tuple[str | None, ...]
+    origins: tuple[Origin, ...]
+    text_bytes: NDArray[np.int64]
+
+
+def pack_documents(documents: Sequence[EncodedDocument]) -> PackedDocuments:
+    """Put documents one after the other."""
+    wanted = np.concatenate([np.empty(0, dtype=bool), *(d.wanted for d in documents)])
+    weights = rewards = None
+    if any(d.weights is not None for d in documents):
+        weights = np.concatenate(
+            [_constant(1.0, len(d.ids)) if d.weights is None else d.weights for d in documents]
+        )
+    if any(d.reward is not None for d in documents):
+        rewards = np.array(
+            [np.nan if d.reward is None else d.reward for d in documents], dtype=np.float32
+        )
+    return PackedDocuments(
+        names=tuple(d.name for d in documents),
+        ids=np.concatenate([np.empty(0, dtype=np.int32), *(d.ids for d in documents)]),
+        lengths=np.array([len(d.ids) for d in documents], dtype=np.int64),
+        wanted=None if wanted.all() else wanted,
+        weights=weights,
+        rewards=rewards,
+        groups=tuple(d.group for d in documents),
+        origins=tuple(d.origin for d in documents),
+        text_bytes=np.array([d.text_bytes for d in documents], dtype=np.int64),
+    )
+
+
+class EncodesBatch(Protocol):
+    """A tokenizer, or what gives the same ids."""
+
+    def encode_batch(self, texts: Sequence[str]) -> list[NDArray[np.int32]]:
+        """Ids of each text, without what goes in front of it or ends it."""
 
 
 def encode_documents(
-    tokenizer: TextTokenizer, documents: Sequence[Document | TokenDocument], bad: BadLines
+    tokenizer: TextTokenizer,
+    documents: Sequence[Document | TokenDocument],
+    bad: BadLines,
+    encoder: EncodesBatch | None = None,
 ) -> list[EncodedDocument]:
     """Tokenize documents, all their texts at once; what cannot be used is told to ``bad``.
 
     A span of weights goes to the tokens by their last character: a word usually carries the space
     before it, so that the span of a word is that word's token, with and without its space.
+
+    Args:
+        tokenizer: decides what a document is.
+        documents: in the order of the result.
+        bad: takes what cannot be used.
+        encoder: asked for the ids of texts without spans instead of the tokenizer.
     """
     texts = [
         segment.text
@@ -45,7 +125,7 @@ def encode_documents(
         if isinstance(document, Document) and not document.spans
         for segment in document.segments
     ]
-    encoded_texts = iter(tokenizer.encode_batch(texts))
+    encoded_texts = iter((encoder or tokenizer).encode_batch(texts))
     encoded = []
     for document in documents:
         if isinstance(document, TokenDocument):
@@ -85,22 +165,26 @@ def _join(
     """Put the beginning and the end around a document's segments."""
     front = np.array(tokenizer.bos_ids, dtype=np.int32)
     end = np.array([tokenizer.eos_id], dtype=np.int32)
-    is_wanted = [segment.wanted for segment in document.segments]
-    wanted = [
-        np.ones(len(front), dtype=bool),
-        *(np.full(len(ids), flag) for ids, flag in zip(parts, is_wanted, strict=True)),
-        np.array([is_wanted[-1]]),
-    ]
+    whole = np.concatenate([front, *parts, end])
+    wanted = np.ones(len(whole), dtype=bool)
+    stop = len(front)
+    for ids, segment in zip(parts, document.segments, strict=True):
+        start, stop = stop, stop + len(ids)
+        if not segment.wanted:
+            wanted[start:stop] = False
+    wanted[stop:] = document.segments[-1].wanted
     base = 1.0 if document.weight is None else document.weight
     return EncodedDocument(
         document.name,
-        np.concatenate([front, *parts, end]),
-        np.concatenate(wanted),
+        whole,
+        wanted,
         None
         if weights is None
         else np.concatenate([_constant(base, len(front)), *weights, _constant(base, 1)]),
         document.reward,
         document.group,
+        document.origin,
+        sum(len(segment.text.encode()) for segment in document.segments),
     )
 
 
@@ -121,7 +205,9 @@ def _encode_ids(tokenizer: TextTokenizer, document: TokenDocument) -> EncodedDoc
         given = np.array(document.weights, dtype=np.float32)
         weights = np.concatenate([_constant(1.0, len(front)), given, _constant(1.0, len(end))])
     wanted = np.ones(len(whole), dtype=bool)
-    return EncodedDocument(document.name, whole, wanted, weights, document.reward, document.group)
+    return EncodedDocument(
+        document.name, whole, wanted, weights, document.reward, document.group, document.origin
+    )
 
 
 def _constant(value: float, count: int) -> NDArray[np.float32]:

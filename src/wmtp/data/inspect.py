@@ -33,6 +33,11 @@ def describe_shards(path: Path, documents: int, characters: int) -> list[str]:
             f"source: {source.path} ({source.format}, {source.split}): "
             f"{source.documents:,} documents, {source.tokens:,} tokens"
         )
+        lines += [
+            f"  {origin.source or 'unnamed'} ({origin.license or 'no license named'}): "
+            f"{origin.documents:,} documents, {origin.tokens:,} tokens"
+            for origin in source.origins
+        ]
         lines += [f"  left out, {reason}: {n}" for reason, n in source.bad_lines.items()]
         lines += [f"  passed over, {reason}: {n}" for reason, n in source.passed_over.items()]
     return [*lines, *_describe_columns(shards), *_show_documents(shards, documents, characters)]

@@ -5,13 +5,24 @@ import math
 import reprlib
 from typing import Any
 
-from wmtp.data.documents import Document, Segment, Span, TokenDocument, UnusableError
+from wmtp.data.documents import (
+    NO_ORIGIN,
+    Document,
+    Origin,
+    Segment,
+    Span,
+    TokenDocument,
+    UnusableError,
+)
 
 WEIGHT_KEYS = ("loss_weights", "loss_weight", "loss_scale")
 REWARD_KEYS = ("reward", "is_correct")
 COMPLETION_KEYS = ("completion", "response")
 MBPP_KEYS = frozenset({"task_id", "text", "code", "test_list"})
 HUMANEVAL_KEYS = frozenset({"task_id", "prompt", "canonical_solution", "entry_point", "test"})
+
+LONGEST_ORIGIN = 200
+"""Characters of a source's or license's name that are kept."""
 
 LARGEST_WEIGHT = 65504.0
 """The largest number of float16, in which weights are stored."""
@@ -46,7 +57,8 @@ def parse_row(row: dict[str, Any], name: str) -> Document | TokenDocument:
     ``loss_scale``) is a number for the whole document, or spans ``[[start, end, weight], ...]``
     over its text (prompt and completion joined), or a list of one number per entry of ``tokens``.
     ``reward`` is a number for the whole document, ``is_correct`` another way to give 1 or 0, and
-    ``group`` names what it competes within.
+    ``group`` names what it competes within. ``source`` and ``license``, where they are texts, are
+    counted when the data are prepared.
 
     Raises:
         UnusableError: a key is missing, or its value is of the wrong type or out of range.
@@ -55,12 +67,14 @@ def parse_row(row: dict[str, Any], name: str) -> Document | TokenDocument:
         >>> parse_row({"prompt": "1+1=", "completion": "2", "loss_weights": 0.5}, "sums.jsonl:1")
         ... # doctest: +NORMALIZE_WHITESPACE
         Document(name='sums.jsonl:1', segments=(Segment(text='1+1=', wanted=False),
-                 Segment(text='2', wanted=True)), weight=0.5, spans=(), reward=None, group=None)
+                 Segment(text='2', wanted=True)), weight=0.5, spans=(), reward=None, group=None,
+                 origin=Origin(source=None, license=None))
     """
     weights, reward, group = _given_weights(row), _given_reward(row), _given_group(row)
+    origin = _given_origin(row)
     if "tokens" in row:
         ids, weights_of_ids = _tokens(row["tokens"], weights)
-        return TokenDocument(name, ids, weights_of_ids, reward, group)
+        return TokenDocument(name, ids, weights_of_ids, reward, group, origin)
     completion = next((key for key in COMPLETION_KEYS if key in row), None)
     if "prompt" in row and completion is not None:
         segments = [
@@ -77,7 +91,7 @@ def parse_row(row: dict[str, Any], name: str) -> Document | TokenDocument:
     weight, spans = _text_weights(weights, "".join(segment.text for segment in segments))
     plain = [Segment(unix_newlines(segment.text), segment.wanted) for segment in segments]
     kept = tuple(segment for segment in plain if segment.text)
-    return Document(name, kept, weight, spans, reward, group)
+    return Document(name, kept, weight, spans, reward, group, origin)
 
 
 def parse_mbpp_row(row: dict[str, Any], name: str) -> Document:
@@ -213,6 +227,14 @@ def _given_group(row: dict[str, Any]) -> str | None:
     if group is not None and not isinstance(group, str):
         raise UnusableError("group is not a string", shown(group))
     return group
+
+
+def _given_origin(row: dict[str, Any]) -> Origin:
+    """Many data sets use these keys for something else, which is nothing to us."""
+    source, license = row.get("source"), row.get("license")
+    source = source[:LONGEST_ORIGIN] if isinstance(source, str) and source else None
+    license = license[:LONGEST_ORIGIN] if isinstance(license, str) and license else None
+    return NO_ORIGIN if source is None and license is None else Origin(source, license)
 
 
 def _text_weights(weights: object, text: str) -> tuple[float | None, tuple[Span, ...]]:

@@ -5,15 +5,26 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from typing import final
 
-from wmtp.data.documents import BadLines, Document, TokenDocument
-from wmtp.data.encoding import encode_documents
+from wmtp.data.documents import NO_ORIGIN, BadLines, Document, Origin, TokenDocument
+from wmtp.data.encoding import PackedDocuments
 from wmtp.data.hub import is_to_be_fetched
+from wmtp.data.parallel_encoding import Batch, BatchEncoder, encode_batches
 from wmtp.data.shard_writer import ShardWriter, write_shards
-from wmtp.data.shards import VERSION, Shards, SourceCount, is_shards, open_shards
-from wmtp.data.sources import Source, list_files, read_documents
+from wmtp.data.shards import (
+    VERSION,
+    OriginCount,
+    Shards,
+    SourceCount,
+    is_shards,
+    open_shards,
+)
+from wmtp.data.sources import Source, list_files, read_documents, read_texts
 from wmtp.data.tokenizer import TextTokenizer
 from wmtp.errors import DataError, StorageError
 from wmtp.untrusted import open_ordinary
@@ -22,10 +33,15 @@ Report = Callable[[str], None]
 
 # The number of a reader goes up when it gives other documents for the same files than before, so
 # that shards in the cache are not taken for what it would give now.
-_READERS = {"jsonl": 2}  # 2: reward and group
+_READERS = {"jsonl": 3}  # 2: reward and group; 3: source and license
 
 # Documents are tokenized together up to this many characters, which bounds memory.
 _BATCH_CHARS = 1 << 20
+
+_SAMPLE_TEXTS = 16
+_SAMPLE_CHARS = 1 << 14
+_MOST_ORIGINS = 1000
+_OTHER_ORIGINS = Origin("(others)", "(others)")
 
 
 @dataclass(frozen=True)
@@ -63,6 +79,7 @@ def prepare(
     tokenizer: TextTokenizer,
     out: Path,
     on_progress: Callable[[int, int], None] | None = None,
+    workers: int = 1,
 ) -> PrepareReport:
     """Tokenize sources into a new folder of shards.
 
@@ -71,6 +88,7 @@ def prepare(
         tokenizer: travels with the shards.
         out: the folder; it must not exist, or be empty.
         on_progress: called now and then with the documents and tokens written so far.
+        workers: processes that tokenize; the shards are the same for any number.
 
     Raises:
         DataError: ``out`` exists, a source is a folder of shards, or is missing, mostly bad or
@@ -82,8 +100,9 @@ def prepare(
             raise DataError(f"data source '{source.path}' is a folder of shards already.")
     bad = BadLines()
     with write_shards(out, tokenizer) as writer:
+        encoder = BatchEncoder(tokenizer, _sample(sources))
         for source in sources:
-            _prepare_source(source, tokenizer, writer, bad, on_progress)
+            _prepare_source(source, encoder, writer, bad, on_progress, workers)
     return PrepareReport(
         path=out,
         documents=writer.documents,
@@ -91,7 +110,7 @@ def prepare(
         text_bytes=sum(count.text_bytes for count in writer.sources),
         bad_lines=bad.per_reason(),
         passed_over=dict(bad.passed_over),
-        notes=tuple(bad.report()),
+        notes=(*bad.report(), *([encoder.note] if encoder.note else [])),
     )
 
 
@@ -197,53 +216,94 @@ def _open_alone(source: Source, sources: Sequence[Source], tokenizer: TextTokeni
 
 def _prepare_source(
     source: Source,
-    tokenizer: TextTokenizer,
+    encoder: BatchEncoder,
     writer: ShardWriter,
     bad: BadLines,
     on_progress: Callable[[int, int], None] | None,
+    workers: int,
 ) -> None:
     documents, tokens, bad_before = writer.documents, writer.tokens, len(bad.lines)
-    passed_before = bad.passed_over.copy()
-    text_bytes = offered = 0
-    for batch in _in_batches(read_documents(source, bad)):
-        for encoded in encode_documents(tokenizer, batch, bad):
-            writer.add(encoded)
-        offered += len(batch)
-        text_bytes += sum(map(_text_bytes, batch))
+    met = BadLines()  # by the reader, which is ahead
+    told = offered = 0
+    origins = _OriginCounts()
+    for encoded in encode_batches(_in_batches(read_documents(source, met), met), encoder, workers):
+        writer.add_packed(encoded.documents)
+        origins.add(encoded.documents)
+        bad.lines += [*met.lines[told : encoded.batch.bad_before], *encoded.bad]
+        told = encoded.batch.bad_before
+        offered += len(encoded.batch.documents)
         if on_progress:
             on_progress(writer.documents, writer.tokens)
+    bad.lines += met.lines[told:]
+    bad.passed_over.update(met.passed_over)
     if 2 * (offered - (writer.documents - documents)) > offered:
         raise DataError(
             f"data source '{source.path}': most of it cannot be used with this tokenizer:\n"
             + "\n".join(BadLines(bad.lines[bad_before:]).report())
         )
-    reasons = Counter(line.reason for line in bad.lines[bad_before:])
     count = SourceCount(
         path=source.path,
         split=source.split,
         format=list_files(source).format,
         documents=writer.documents - documents,
         tokens=writer.tokens - tokens,
-        text_bytes=text_bytes,
-        bad_lines=dict(reasons),
-        passed_over=dict(bad.passed_over - passed_before),
+        text_bytes=origins.text_bytes,
+        bad_lines=dict(Counter(line.reason for line in bad.lines[bad_before:])),
+        passed_over=dict(met.passed_over),
+        origins=origins.counts(),
     )
     writer.add_source(count, bad, bad_before)
 
 
-def _in_batches(
-    documents: Iterable[Document | TokenDocument],
-) -> Iterator[list[Document | TokenDocument]]:
+@final
+class _OriginCounts:
+    """Documents, tokens and bytes of each origin; a bounded number of them by name."""
+
+    def __init__(self) -> None:
+        self.text_bytes = 0
+        self._counts: dict[Origin, list[int]] = {}
+
+    def add(self, packed: PackedDocuments) -> None:
+        """Count documents."""
+        self.text_bytes += int(packed.text_bytes.sum())
+        tokens_of, bytes_of = packed.lengths.tolist(), packed.text_bytes.tolist()
+        for origin, tokens, text_bytes in zip(packed.origins, tokens_of, bytes_of, strict=True):
+            if origin not in self._counts and len(self._counts) >= _MOST_ORIGINS:
+                origin = _OTHER_ORIGINS
+            counts = self._counts.setdefault(origin, [0, 0, 0])
+            counts[0] += 1
+            counts[1] += tokens
+            counts[2] += text_bytes
+
+    def counts(self) -> list[OriginCount]:
+        """By name; nothing if no document named one."""
+        if not self._counts.keys() - {NO_ORIGIN}:
+            return []
+        in_order = sorted(self._counts, key=lambda o: (o.source or "", o.license or ""))
+        return [
+            OriginCount(
+                source=origin.source,
+                license=origin.license,
+                documents=documents,
+                tokens=tokens,
+                text_bytes=text_bytes,
+            )
+            for origin in in_order
+            for documents, tokens, text_bytes in [self._counts[origin]]
+        ]
+
+
+def _in_batches(documents: Iterable[Document | TokenDocument], met: BadLines) -> Iterator[Batch]:
     batch: list[Document | TokenDocument] = []
     length = 0
     for document in documents:
         batch.append(document)
         length += _length(document)
         if length >= _BATCH_CHARS:
-            yield batch
+            yield Batch(tuple(batch), len(met.lines))
             batch, length = [], 0
     if batch:
-        yield batch
+        yield Batch(tuple(batch), len(met.lines))
 
 
 def _length(document: Document | TokenDocument) -> int:
@@ -252,7 +312,10 @@ def _length(document: Document | TokenDocument) -> int:
     return sum(len(segment.text) for segment in document.segments)
 
 
-def _text_bytes(document: Document | TokenDocument) -> int:
-    if isinstance(document, TokenDocument):
-        return 0
-    return sum(len(segment.text.encode()) for segment in document.segments)
+def _sample(sources: Sequence[Source]) -> list[str]:
+    """The first texts of each source, on which the fast encoder is tried."""
+    found: list[str] = []
+    for source in sources:
+        with suppress(DataError):  # told when the source is read
+            found += (text[:_SAMPLE_CHARS] for text in islice(read_texts(source), _SAMPLE_TEXTS))
+    return found

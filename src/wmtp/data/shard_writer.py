@@ -11,7 +11,7 @@ from typing import IO, final
 import numpy as np
 
 from wmtp.data.documents import BadLines
-from wmtp.data.encoding import EncodedDocument
+from wmtp.data.encoding import EncodedDocument, PackedDocuments, pack_documents
 from wmtp.data.shards import (
     BAD_LINES_FILE,
     ENDS_FILE,
@@ -88,27 +88,37 @@ class ShardWriter:
 
     def add(self, document: EncodedDocument) -> None:
         """Append a document."""
-        ids = document.ids.astype(np.dtype(self._dtype).newbyteorder("<")).tobytes()
-        self._digest.update(ids)
-        self._tokens.write(ids)
-        self.documents += 1
-        self.tokens += len(document.ids)
-        self._ends.write(np.array([self.tokens], dtype="<u8").tobytes())
-        self._names.write(json.dumps(document.name).encode() + b"\n")
-        self._wanted.write(document.wanted.astype("<u1").tobytes())
-        self.has_prompts |= not bool(document.wanted.all())
-        ones = np.ones(len(document.ids), dtype="<f2")
-        weights = ones if document.weights is None else document.weights.astype("<f2")
+        self.add_packed(pack_documents([document]))
+
+    def add_packed(self, packed: PackedDocuments) -> None:
+        """Append documents."""
+        count = len(packed.ids)
+        ids = packed.ids.astype(np.dtype(self._dtype).newbyteorder("<"))
+        self._digest.update(ids.data)
+        self._tokens.write(ids.data)
+        ends = self.tokens + np.cumsum(packed.lengths)
+        self._ends.write(ends.astype("<u8").data)
+        self.documents += len(packed.names)
+        self.tokens += count
+        self._names.writelines(json.dumps(name).encode() + b"\n" for name in packed.names)
+        wanted = np.ones(count, dtype="<u1") if packed.wanted is None else packed.wanted
+        self._wanted.write(wanted.astype("<u1").data)
+        self.has_prompts |= packed.wanted is not None
+        ones = np.ones(count, dtype="<f2")
+        weights = ones if packed.weights is None else packed.weights.astype("<f2")
         self._weights.write(weights.data)
-        self.has_weights |= document.weights is not None
-        reward = np.nan if document.reward is None else document.reward
-        self._rewards.write(np.array([reward], dtype="<f4").tobytes())
-        self.has_rewards |= document.reward is not None
+        self.has_weights |= packed.weights is not None
+        rewards = packed.rewards
+        if rewards is None:
+            rewards = np.full(len(packed.names), np.nan, dtype=np.float32)
+        self._rewards.write(rewards.astype("<f4").data)
+        self.has_rewards |= packed.rewards is not None
         # a name is one group, whichever sources it stands in
-        group = -1
-        if document.group is not None:
-            group = self.groups.setdefault(document.group, len(self.groups))
-        self._groups.write(np.array([group], dtype="<i4").tobytes())
+        groups = [
+            -1 if name is None else self.groups.setdefault(name, len(self.groups))
+            for name in packed.groups
+        ]
+        self._groups.write(np.array(groups, dtype="<i4").data)
 
     def add_source(self, count: SourceCount, bad: BadLines, first_bad: int) -> None:
         """Note what a source gave, after its documents."""

@@ -59,6 +59,18 @@ _COLUMN_DTYPES: dict[ColumnKind, str] = {"u8": "<u1", "f16": "<f2"}
 _DOCUMENT_DTYPES: dict[DocumentKind, str] = {"f32": "<f4", "i32": "<i4"}
 
 
+class OriginCount(BaseModel):
+    """What a source gave of one origin and license, in the data's own words."""
+
+    model_config = ConfigDict(frozen=True, strict=True)
+
+    source: str | None
+    license: str | None
+    documents: int = Field(ge=0)
+    tokens: int = Field(ge=0)
+    text_bytes: int = Field(ge=0)
+
+
 class SourceCount(BaseModel):
     """What one source gave."""
 
@@ -74,6 +86,8 @@ class SourceCount(BaseModel):
     """Number left out for each reason."""
     passed_over: dict[str, int] = {}
     """Number of documents that could be read but were not used, for each reason."""
+    origins: list[OriginCount] = []
+    """What its documents say of where they are from; empty if none says anything."""
 
 
 class Manifest(BaseModel):

@@ -133,9 +133,20 @@ def read_texts(source: Source, bad: BadLines | None = None) -> Iterator[str]:
     Raises:
         DataError: as ``read_documents`` does.
     """
+    for _, text in read_named_texts(source, bad):
+        yield text
+
+
+def read_named_texts(source: Source, bad: BadLines | None = None) -> Iterator[tuple[str, str]]:
+    """As ``read_texts``, each with the name of its source: the document's own, or the path.
+
+    Raises:
+        DataError: as ``read_documents`` does.
+    """
     for document in read_documents(source, BadLines() if bad is None else bad):
         if isinstance(document, Document):
-            yield "".join(segment.text for segment in document.segments)
+            text = "".join(segment.text for segment in document.segments)
+            yield document.origin.source or source.path, text
 
 
 def make_source(path: str, split: str, format: str, solutions: str = "correct") -> Source:

@@ -165,6 +165,11 @@ class TextTokenizer:
         text = json.dumps(parts, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
         return hashlib.sha256(text.encode("ascii")).hexdigest()
 
+    @property
+    def parts(self) -> Mapping[str, Any]:
+        """What ``tokenizer.json`` holds, with all that older files leave unsaid."""
+        return self._json
+
     def save(self, folder: Path) -> None:
         """Write the files that transformers' ``AutoTokenizer`` and ``load`` read.
 
@@ -174,6 +179,9 @@ class TextTokenizer:
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in self._files.items():
             (folder / name).write_bytes(content)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _from_files, (self.eos_id, self._files)
 
     @cached_property
     def _json(self) -> dict[str, Any]:
@@ -190,7 +198,7 @@ class TextTokenizer:
         return re.compile("|".join(map(re.escape, contents))) if contents else None
 
     def _encode(self, texts: Sequence[str], with_ends: bool) -> list[IdsAndEnds]:
-        cuts = [_cuts(text) for text in texts]
+        cuts = [cuts_of(text) for text in texts]
         encoded = self._encode_pieces(texts, cuts, with_ends)
         for index, (ids, _) in enumerate(encoded):
             if np.isin(ids, self._special_ids_array).any():
@@ -227,6 +235,10 @@ class TextTokenizer:
         return [match.start() + 1 for match in found]
 
 
+def _from_files(eos_id: int, files: Mapping[str, bytes]) -> TextTokenizer:
+    return TextTokenizer(Tokenizer.from_buffer(files[TOKENIZER_FILE]), eos_id, files)
+
+
 def config_content(eos_token: str, bos_token: str | None) -> bytes:
     """A ``tokenizer_config.json`` with which transformers reads ``tokenizer.json`` as it is."""
     config = {
@@ -238,16 +250,17 @@ def config_content(eos_token: str, bos_token: str | None) -> bytes:
     return json.dumps(config, indent=2, ensure_ascii=False).encode()
 
 
-def _cuts(text: str) -> list[int]:
+def cuts_of(text: str, longest: int | None = None) -> list[int]:
     """Borders of pieces of bounded length, cut where no token would reach across if there is one.
 
     A text without such a place is cut where it must be, which costs it at most one token.
     """
+    longest = longest or LONGEST_PIECE_CHARS
     borders = [0]
-    while len(text) - borders[-1] > LONGEST_PIECE_CHARS:
+    while len(text) - borders[-1] > longest:
         start = borders[-1]
-        latest = start + LONGEST_PIECE_CHARS
-        clean = _CLEAN_CUT.search(text, start + LONGEST_PIECE_CHARS // 2, latest)
+        latest = start + longest
+        clean = _CLEAN_CUT.search(text, start + longest // 2, latest)
         borders.append(clean.start() if clean else latest)
     return [*borders, len(text)]
 

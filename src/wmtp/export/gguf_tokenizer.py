@@ -13,6 +13,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from wmtp.data.fast_encoding import GPT2_WORDS
 from wmtp.data.tokenizer import CONFIG_FILE, TOKENIZER_FILE, TextTokenizer
 from wmtp.data.tokenizer_training import WORDS
 from wmtp.errors import DataError
@@ -28,10 +29,6 @@ _CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _NEWLINES_AND_SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
 _OTHERS = r" ?[^\s\p{L}\p{N}]+[\r\n]*"
 _LETTERS = r"[^\r\n\p{L}\p{N}]?\p{L}+"
-
-GPT2_WORDS = (
-    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"  # ByteLevel's own
-)
 LLAMA3_WORDS = "|".join((_CONTRACTIONS, _LETTERS, r"\p{N}{1,3}", _OTHERS, _NEWLINES_AND_SPACES))
 QWEN2_WORDS = "|".join((_CONTRACTIONS, _LETTERS, r"\p{N}", _OTHERS, _NEWLINES_AND_SPACES))
 QWEN35_WORDS = WORDS  # ours, chosen for that
