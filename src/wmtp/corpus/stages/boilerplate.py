@@ -9,8 +9,8 @@ from wmtp.corpus.stages.base import NOTHING, Counts
 NOTICES = (
     "무단 전재",
     "무단전재",
-    "무단 복제",
-    "무단복제",
+    "무단 복제를 금",
+    "무단복제를 금",
     "재배포 금지",
     "재배포를 금",
     "저작권자 ⓒ",

@@ -13,12 +13,14 @@ _BULLETS = ("-", "*", "+", "•", "·", "‣", "◦", "▪", "■", "●", "○"
 
 @dataclass(frozen=True, slots=True)
 class LinkList:
-    """Drop texts that are mostly addresses, or long lists of bullets.
+    """Drop texts that are mostly addresses, or long lists of short items.
 
     Attributes:
         max_address_share: of characters that may belong to addresses.
         max_bullet_share: of lines that may begin with a bullet, where there are ``min_lines``.
         min_lines: texts with fewer lines that are not empty are not judged by their bullets.
+        max_mean_line: nor are those whose lines are longer than this on average: what stands in
+            long items is prose.
 
     Drops:
         ``links``, ``bullets``.
@@ -27,8 +29,9 @@ class LinkList:
     name: ClassVar[str] = "links"
 
     max_address_share: float = 0.4
-    max_bullet_share: float = 0.95
+    max_bullet_share: float = 0.9
     min_lines: int = 20
+    max_mean_line: float = 30.0
 
     def __call__(self, document: Document) -> Document | Dropped:
         """The document, or why it is dropped."""
@@ -41,7 +44,11 @@ class LinkList:
         if text.count("\n") + 1 >= self.min_lines:
             lines = [line for line in text.split("\n") if line.strip()]
             bullets = sum(line.lstrip().startswith(_BULLETS) for line in lines)
-            if len(lines) >= self.min_lines and bullets > self.max_bullet_share * len(lines):
+            if (
+                len(lines) >= self.min_lines
+                and bullets > self.max_bullet_share * len(lines)
+                and sum(map(len, lines)) <= self.max_mean_line * len(lines)
+            ):
                 return Dropped("bullets", f"{bullets} of {len(lines)} lines")
         return document
 

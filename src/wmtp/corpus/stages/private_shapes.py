@@ -11,14 +11,16 @@ Put: TypeAlias = Callable[[str, str], str]
 _LONG_NUMBER = re.compile(r"[0-9](?:[-. )~–]{0,2}[0-9]){6}|[A-Z][0-9]{3}[A-Z][0-9]{4}")
 
 _EMAIL = re.compile(
-    r"(?<![A-Za-z0-9._%+/:=&-])"
+    r"(?<![A-Za-z0-9_%+/:=&-])(?<![A-Za-z0-9]\.)"
     r"(?P<user>[A-Za-z0-9_][A-Za-z0-9._%+-]{0,63}+)@"
     r"(?P<host>(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.){1,6}[A-Za-z]{2,24})"
     r"(?![A-Za-z0-9-]|\.[A-Za-z0-9]|:[A-Za-z0-9~/]|[(/])"
 )
-# RFC 2606 and 6761, and the invented company that a software maker's manuals use
-_EXAMPLE_HOSTS = re.compile(
-    r"(?:^|\.)(?:example(?:\.(?:com|net|org|co\.kr))?|test|invalid|localhost|local)$", re.IGNORECASE
+# example domains of RFC 2606 and 6761, and names of files
+_NO_HOSTS = re.compile(
+    r"(?:^|\.)(?:example(?:\.(?:com|net|org|co\.kr))?|test|invalid|localhost|local"
+    r"|txt|png|jpe?g|gif|svg|exe|dll|jar|json|xml|html?|css|js|tsx?|yaml|yml)$",
+    re.IGNORECASE,
 )
 
 _DATE = r"(?P<year>[0-9]{2})(?P<month>0[1-9]|1[0-2])(?P<day>0[1-9]|[12][0-9]|3[01])"
@@ -84,7 +86,7 @@ def replace_emails(text: str, put: Put) -> str:
     """Addresses, but not those at example domains nor ``git@host:path``."""
 
     def replacement(found: re.Match[str]) -> str:
-        if _EXAMPLE_HOSTS.search(found["host"]) or ".." in found["user"]:
+        if _NO_HOSTS.search(found["host"]) or ".." in found["user"]:
             return found[0]
         return put("email", found[0])
 

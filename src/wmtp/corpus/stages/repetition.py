@@ -37,9 +37,9 @@ class Repetition:
     name: ClassVar[str] = "repetition"
 
     min_lines: int = 10
-    max_line_share: float = 0.4
+    max_line_share: float = 0.5
     min_eojeols: int = 100
-    max_top_share: tuple[float, float, float] = (0.25, 0.22, 0.2)
+    max_top_share: tuple[float, float, float] = (0.3, 0.3, 0.3)
     max_run_share: float = 0.5
     run: int = 6
 
