@@ -14,6 +14,7 @@ from wmtp.corpus.stages import (
     WrongEncoding,
     default_stages,
 )
+from wmtp.corpus.stages.boilerplate import NOTICES
 
 ADDRESSES = "\n".join(f"https://news.site{i}.co.kr/view/{i * 7919}?id={i}" for i in range(20))
 MENU = "\n".join(f"- 메뉴 {word}" for word in PROSE.split()[:30])
@@ -113,6 +114,11 @@ def test_what_is_good_is_kept(stage: CountingStage, text: str) -> None:
     given = document(text)
     assert stage(given) is given
     assert stage.counted(given) == (given, {})
+
+
+@pytest.mark.parametrize("notice", NOTICES)
+def test_every_notice_is_found(notice: str) -> None:
+    assert isinstance(Boilerplate()(document(f"여기 {notice}")), Dropped)
 
 
 def test_every_reason_is_tried() -> None:
