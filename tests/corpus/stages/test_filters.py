@@ -63,6 +63,7 @@ DROPPED: list[tuple[CountingStage, str, str]] = [
     (Language(), "彼は毎朝早く起きて、公園を散歩するのが好きだそうです。", "foreign_language"),
     (Language(), "他每天早上都很早起床，喜欢在公园里散步，然后回家吃早饭。", "foreign_language"),
     (Language(), ENGLISH + " The Korean word 김치 means kimchi.", "foreign_language"),
+    (Language(), f"{ENGLISH} (see = <unk> below)\n" * 9 + "예산안을 논의했다.", "foreign_language"),
     (Language(), ENGLISH.replace("budget", "예산(budget)") * 3, "foreign_language"),
 ]  # fmt: skip
 

@@ -11,9 +11,9 @@ from wmtp.corpus.stages.hangul import HANGUL, LETTERS, size_of, syllables_at_lea
 from wmtp.errors import DataError
 
 _HANJA = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]+")
-_CODE_LINE = re.compile(
-    r"^(?: {4}|\t|[ >$#/*]*$)|[{};=<>\\_|]|\w\(|\)\s*$|^\s*[\w.-]+:?\s*$|^//|^#"
-)
+_CODE_STARTS = ("    ", "\t", "$ ", ">>> ", "//", "#include")
+_CODE_SIGNS = re.compile(r"[{}()\[\];=<>\\_|#/*+&%$@`:]")
+_CODE_SIGN_SHARE = 0.08
 _FENCED = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 
 
@@ -79,7 +79,14 @@ class Language:
 def _without_code(text: str) -> str:
     """The lines that are prose, or at least have some Hangul."""
     lines = _FENCED.sub("", text).split("\n")
-    return "\n".join(line for line in lines if HANGUL.search(line) or not _CODE_LINE.search(line))
+    return "\n".join(line for line in lines if HANGUL.search(line) or not _is_code(line))
+
+
+def _is_code(line: str) -> bool:
+    """Whether a line is indented as code is, or has as many signs; prose has 1 in 50."""
+    if line.startswith(_CODE_STARTS):
+        return True
+    return len(_CODE_SIGNS.findall(line)) >= _CODE_SIGN_SHARE * len(line)
 
 
 @functools.cache
