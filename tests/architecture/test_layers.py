@@ -25,7 +25,7 @@ LAYERS = [
     {"stage1", "step"},
     {"state", "job", "average", "sync", "config_check"},
     {"opening"},
-    {"comparison", "harness"},
+    {"comparison", "harness", "corpus"},
     {"config"},
     {"config_files"},
     {"verify"},

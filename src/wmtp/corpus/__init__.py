@@ -1,0 +1,1 @@
+"""Raw corpora to clean text: readers of raw formats, and the stages a document goes through."""
