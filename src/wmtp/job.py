@@ -230,10 +230,10 @@ def assembled(
             model.freeze_trunk()
         if config.devices.use_torch_compile:
             model.compile_trunk()
-        if device.is_short_of_memory_for(held_all_the_time(model)):
+        if device.is_short_of_memory_for(rough_peak(model, recipe)):
             report(
                 "memory is short for this model: what is freed is given back at once, which takes "
-                "time; a run with four times what its weights and optimizer need goes faster"
+                "time; a run with twice the memory that it needs goes faster"
             )
         place_model(model, settings, device, ranks)
         if config.devices.fsdp.enabled and ranks.count == 1:
@@ -261,9 +261,19 @@ def assembled(
         )
 
 
-def held_all_the_time(model: MultiTokenModel) -> int:
-    """Bytes of the weights, and of the gradients and AdamW's two moments of those that learn."""
-    return sum(p.nbytes * (4 if p.requires_grad else 1) for p in model.parameters())
+def rough_peak(model: MultiTokenModel, recipe: Recipe) -> int:
+    """Bytes that a run will hold at its peak, roughly: ``wmtp plan`` says it exactly, but slowly.
+
+    Weights, gradients, AdamW's two moments, and for each token and block what 28 vectors of float32
+    take (4 where blocks are recomputed), as it was found with ``benchmarks/memory.py``.
+    """
+    held = sum(p.nbytes * (4 if p.requires_grad else 1) for p in model.parameters())
+    shape, data = model.trunk_shape, recipe.data.train
+    blocks = shape.num_layers + model.horizon - 1
+    vectors = data.batch_size * data.max_length * blocks
+    return held + vectors * shape.hidden_size * 4 * (
+        4 if recipe.train.gradient_checkpointing else 28
+    )
 
 
 def shared(ranks: Ranks) -> str:

@@ -248,16 +248,16 @@ class Device:
         else:
             give_freed_memory_back()
 
-    def is_short_of_memory_for(self, held: int) -> bool:
-        """Whether a run should be lean: on a CPU with less than four times what it will hold.
+    def is_short_of_memory_for(self, peak: int) -> bool:
+        """Whether a run should be lean: on a CPU with less than twice the memory that it needs.
 
-        Such a run is told to give freed memory back at once. That takes up to a quarter more time,
+        Such a run is made to give freed memory back at once. That takes up to a third more time,
         and else the C library may keep as much as the run uses.
 
         Args:
-            held: bytes of weights, gradients and optimizer, that are there all the time.
+            peak: bytes that the run will hold, roughly.
         """
-        if self.kind != "cpu" or held * _ROOMY <= psutil.virtual_memory().available:
+        if self.kind != "cpu" or peak * _ROOMY <= psutil.virtual_memory().available:
             return False
         return give_freed_memory_back()
 
@@ -409,9 +409,8 @@ class RecordedStep(Generic[Found]):
         return self._outputs
 
 
-_ROOMY: Final = 4
-"""Activations may be as much as what is held all the time, and what is freed and kept as much as
-both."""
+_ROOMY: Final = 2
+"""What is freed and kept may be as much as what is used."""
 
 
 @dataclass(frozen=True)
