@@ -1,1 +1,1 @@
-"""Raw corpora to clean text: readers of raw formats, stages that a document goes through."""
+"""Raw corpora to clean text: readers of raw formats, and the stages a document goes through."""

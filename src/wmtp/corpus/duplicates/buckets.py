@@ -1,0 +1,103 @@
+"""Rows of numbers that do not fit into memory, sorted with files."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+from numpy.typing import NDArray
+
+U64 = NDArray[np.uint64]
+
+# a file's rows, the order that sorts them, and the rows in that order are in memory at once
+_COPIES = 4
+
+
+class Buckets:
+    """Rows of ``width`` uint64, kept in files by ranges of their first number.
+
+    All files together hold what was added; each is small enough to be sorted in memory, unless
+    most rows begin with few numbers: then it is cut into smaller ranges before it is sorted.
+    """
+
+    def __init__(self, folder: Path, width: int, highest: int, expected_bytes: int, memory: int):
+        """Open the files in a new folder.
+
+        Args:
+            folder: is created, and emptied again by leaving the context.
+            width: numbers in a row.
+            highest: that the first number of a row can be.
+            expected_bytes: of all rows together, as far as known.
+            memory: bytes that sorting may take.
+        """
+        self._folder, self._width, self._highest, self._memory = folder, width, highest, memory
+        # so many that each can be sorted; not so many that a process may not open them
+        count = min(max(-(-expected_bytes * _COPIES // memory), 1), 256)
+        self._step = highest // count + 1
+        folder.mkdir(parents=True)
+        self._files = [open(folder / f"{i:03d}", "xb") for i in range(count)]  # noqa: SIM115
+
+    def __enter__(self) -> "Buckets":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for file in self._files:
+            file.close()
+            Path(file.name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self._folder.rmdir()
+
+    def add(self, rows: U64) -> None:
+        """Take rows ``[n, width]`` in any order."""
+        if len(self._files) == 1:
+            rows.tofile(self._files[0])
+            return
+        which = (rows[:, 0] // np.uint64(self._step)).astype(np.intp)
+        order = np.argsort(which, kind="stable")
+        borders = np.searchsorted(which[order], np.arange(len(self._files) + 1))
+        for i in np.flatnonzero(np.diff(borders)):
+            rows[order[borders[i] : borders[i + 1]]].tofile(self._files[i])
+
+    def sorted(self) -> Iterator[U64]:
+        """All rows in ascending order, in pieces that are cut where the first number changes."""
+        for i, file in enumerate(self._files):
+            file.flush()
+            lowest = i * self._step
+            yield from self._pieces(
+                Path(file.name), lowest, min(lowest + self._step - 1, self._highest)
+            )
+
+    def _pieces(self, path: Path, lowest: int, highest: int) -> Iterator[U64]:
+        size = path.stat().st_size
+        if size * _COPIES <= self._memory or lowest >= highest:
+            if size:
+                rows = np.fromfile(path, np.uint64).reshape(-1, self._width)
+                yield rows[np.lexsort(rows.T[::-1])]
+            return
+        inner = Buckets(
+            path.with_name(path.name + "-parts"),
+            self._width,
+            highest - lowest,
+            size,
+            self._memory,
+        )
+        with inner:
+            for rows in self._blocks(path):
+                rows[:, 0] -= np.uint64(lowest)
+                inner.add(rows)
+            for rows in inner.sorted():
+                rows[:, 0] += np.uint64(lowest)
+                yield rows
+
+    def _blocks(self, path: Path) -> Iterator[U64]:
+        """The rows of a file, a part of the memory at a time."""
+        count = max(self._memory // (_COPIES * 8 * self._width), 1) * self._width
+        with path.open("rb") as file:
+            while len(numbers := np.fromfile(file, np.uint64, count)):
+                yield numbers.reshape(-1, self._width)

@@ -1,0 +1,298 @@
+"""Which documents of a corpus repeat an earlier one, and which belong together.
+
+Documents are numbered through in the order of their units, and that order decides: the first of
+two stays. A document is dropped if it is like an earlier one *that is kept*, not if a chain of
+likenesses leads to one: so whatever is dropped has a kept document that it truly repeats, no two
+kept documents that were looked at together are alike, and no text is lost for resembling a text
+that was itself dropped. The outcome depends on the documents and their order alone, not on who
+signed them or on how much memory there is.
+"""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wmtp.corpus.duplicates.buckets import U64, Buckets
+from wmtp.corpus.duplicates.groups import Groups
+from wmtp.corpus.duplicates.signatures import Signatures, SignatureShape, estimates, jaccard
+from wmtp.corpus.duplicates.texts import RecentShingles, TextOf
+
+NOBODY = np.iinfo(np.uint32).max
+"""In ``Duplicates.repeats``: the document is kept."""
+
+_HIGHEST = 2**64 - 1
+_PAIRS_AT_A_TIME = 1 << 15
+_NUMBERS_AT_A_TIME = 1 << 20
+_BYTES_OF_A_SHINGLE = 120
+
+
+@dataclass(frozen=True, slots=True)
+class DuplicateSettings:
+    """What is alike, and how much memory the search may take.
+
+    Attributes:
+        threshold: similarity from which on a document repeats another: the Jaccard similarity of
+            the sets of their shingles.
+        group_threshold: similarity from which on two documents may not part in a split.
+        margin: by which the estimate of a signature may fall short of the truth before a pair
+            is not compared at all; 0.12 is more than three standard deviations at 0.8.
+        neighbours: documents of the same band that each is compared with: so many first ones
+            and so many before it.
+        longest: shingles; documents with more are judged by the estimate of their signatures.
+        memory_bytes: for sorting, and as much again for texts that are compared. To that come 9
+            bytes for each document: 0.9 GB for 100 million.
+        shape: of the signatures.
+    """
+
+    threshold: float = 0.8
+    group_threshold: float = 0.5
+    margin: float = 0.12
+    neighbours: int = 64
+    longest: int = 1_000_000
+    memory_bytes: int = 128 * 1024**2
+    shape: SignatureShape = field(default_factory=SignatureShape)
+
+    def __post_init__(self) -> None:
+        """Refuse thresholds without a meaning."""
+        if not 0 < self.group_threshold <= self.threshold <= 1:
+            raise ValueError(f"not 0 < group_threshold <= threshold <= 1: {self}")
+        if self.neighbours < 1 or self.memory_bytes < 1:
+            raise ValueError(f"neighbours and memory_bytes are at least 1: {self}")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Duplicates:
+    """What became of each of ``n`` documents, by its number.
+
+    Attributes:
+        repeats: number of the kept document that it repeats, or ``NOBODY``. uint32 ``[n]``.
+        percent: of shingles that both share, 0 to 100, of a document that is dropped; 101 if the
+            comparable texts are equal. uint8 ``[n]``.
+        group: of a kept document, the lowest number of the documents that it may not part from;
+            of a dropped one, the same of the one it repeats. uint32 ``[n]``.
+    """
+
+    repeats: NDArray[np.uint32]
+    percent: NDArray[np.uint8]
+    group: NDArray[np.uint32]
+
+    EQUAL = 101
+
+    @property
+    def kept(self) -> NDArray[np.bool_]:
+        """Whether each document is kept."""
+        result: NDArray[np.bool_] = self.repeats == NOBODY
+        return result
+
+    def reason(self, number: int) -> str | None:
+        """Why a document is dropped, as in the report: None, ``exact_`` or ``near_duplicate``."""
+        if self.repeats[number] == NOBODY:
+            return None
+        return "exact_duplicate" if self.percent[number] == self.EQUAL else "near_duplicate"
+
+
+def find_duplicates(
+    units: Sequence[Path], text_of: TextOf, scratch: Path, settings: DuplicateSettings
+) -> Duplicates:
+    """Find who repeats whom among all documents of all units.
+
+    Args:
+        units: folders that ``Signatures.write`` wrote, in the order that decides who is first.
+        text_of: the comparable text of a document, for ``Signatures`` numbered through over all
+            units (see ``StoredTexts``).
+        scratch: a folder that does not exist yet; it holds 128 bytes for each document and some
+            hundred MB more, and is empty again at the end.
+        settings: see there.
+
+    Raises:
+        ValueError: a unit's signatures have another shape, or there are too many documents.
+        OSError: a unit's files cannot be read, or the scratch folder cannot be written.
+    """
+    opened = [Signatures.open(folder) for folder in units]
+    for folder, signatures in zip(units, opened, strict=True):
+        if len(signatures.bands) != settings.shape.bands:
+            raise ValueError(f"{folder} has {len(signatures.bands)} bands, not {settings.shape}")
+    count = sum(map(len, opened))
+    if count >= NOBODY:
+        raise ValueError(f"{count} documents are more than {NOBODY - 1}")
+    found = Duplicates(
+        np.full(count, NOBODY, np.uint32),
+        np.zeros(count, np.uint8),
+        np.arange(count, dtype=np.uint32),
+    )
+    if not count:
+        return found
+    scratch.mkdir(parents=True)
+    _find_equal(opened, scratch, settings, found)
+    sketch = _joined_sketches(opened, scratch)
+    with Buckets(scratch / "pairs", 2, count - 1, 64 * count, settings.memory_bytes) as pairs:
+        for band in range(settings.shape.bands):
+            _find_pairs(opened, band, sketch, found, pairs, scratch, settings)
+        _keep_first(pairs, sketch, text_of, found, settings)
+    del sketch
+    (scratch / "sketch").unlink()
+    scratch.rmdir()
+    _follow(found)
+    return found
+
+
+def _follow(found: Duplicates) -> None:
+    """Let a copy of a document that was dropped itself repeat the one that is kept."""
+    for start in range(0, len(found.repeats), _NUMBERS_AT_A_TIME):
+        dropped = start + np.flatnonzero(
+            found.repeats[start : start + _NUMBERS_AT_A_TIME] != NOBODY
+        )
+        named = found.repeats[dropped]
+        gone = found.repeats[named] != NOBODY
+        found.percent[dropped[gone]] = found.percent[named[gone]]
+        found.repeats[dropped[gone]] = found.repeats[named[gone]]
+        found.group[dropped] = found.group[found.repeats[dropped]]
+
+
+def _numbered(opened: Sequence[Signatures]) -> Iterator[tuple[int, Signatures]]:
+    """Each unit with the number of its first document."""
+    firsts = itertools.accumulate(map(len, opened), initial=0)
+    return zip(firsts, opened, strict=False)
+
+
+def _find_equal(
+    opened: Sequence[Signatures], scratch: Path, settings: DuplicateSettings, found: Duplicates
+) -> None:
+    """Documents with equal hashes of 128 bits: all but the first repeat it."""
+    size = 24 * len(found.repeats)
+    with Buckets(scratch / "exact", 3, _HIGHEST, size, settings.memory_bytes) as buckets:
+        for first, unit in _numbered(opened):
+            numbers = np.arange(first, first + len(unit), dtype=np.uint64)
+            buckets.add(np.column_stack([unit.exact, numbers]))
+        for rows in buckets.sorted():
+            same = np.flatnonzero((rows[1:, :2] == rows[:-1, :2]).all(axis=1)) + 1
+            starts = _run_starts(rows[:, :2])
+            numbers = rows[:, 2].astype(np.intp)
+            found.repeats[numbers[same]] = numbers[starts[same]]
+            found.percent[numbers[same]] = Duplicates.EQUAL
+
+
+def _run_starts(keys: U64) -> NDArray[np.intp]:
+    """For each row of sorted keys ``[n, width]``, the first row with the same key."""
+    fresh = np.ones(len(keys), bool)
+    fresh[1:] = (keys[1:] != keys[:-1]).any(axis=1)
+    starts: NDArray[np.intp] = np.maximum.accumulate(np.where(fresh, np.arange(len(keys)), 0))
+    return starts
+
+
+def _joined_sketches(opened: Sequence[Signatures], scratch: Path) -> NDArray[np.uint8]:
+    """All sketches in one file, mapped."""
+    width = opened[0].sketch.shape[1]
+    with (scratch / "sketch").open("xb") as file:
+        for unit in opened:
+            # a mapped array of its own writes itself in one piece only
+            for start in range(0, len(unit), _PAIRS_AT_A_TIME):
+                np.asarray(unit.sketch[start : start + _PAIRS_AT_A_TIME]).tofile(file)
+    return np.memmap(scratch / "sketch", np.uint8, "r").reshape(-1, width)
+
+
+def _find_pairs(
+    opened: Sequence[Signatures],
+    band: int,
+    sketch: NDArray[np.uint8],
+    found: Duplicates,
+    pairs: Buckets,
+    scratch: Path,
+    settings: DuplicateSettings,
+) -> None:
+    """Add the pairs that agree in a band and whose sketches say that they may be alike."""
+    least = settings.group_threshold - settings.margin
+    size = 16 * len(found.repeats)
+    with Buckets(scratch / "band", 2, _HIGHEST, size, settings.memory_bytes) as buckets:
+        for first, unit in _numbered(opened):
+            kept = np.flatnonzero(found.repeats[first : first + len(unit)] == NOBODY)
+            numbers = (kept + first).astype(np.uint64)
+            buckets.add(np.column_stack([np.asarray(unit.bands[band])[kept], numbers]))
+        for rows in buckets.sorted():
+            documents: NDArray[np.intp] = rows[:, 1].astype(np.intp)
+            for later, earlier in _neighbours(rows[:, :1], settings.neighbours):
+                both = np.column_stack([documents[later], documents[earlier]])
+                alike = estimates(sketch, *both.T) >= least
+                pairs.add(both[alike].astype(np.uint64))
+
+
+def _neighbours(keys: U64, most: int) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp]]]:
+    """Rows with equal keys, in pairs: each row with the ``most`` before it and the first ``most``.
+
+    All pairs of a run that is no longer than twice ``most``; a longer run is mostly one text in
+    many copies, of which the first few decide.
+    """
+    starts = _run_starts(keys)
+    place = np.arange(len(keys)) - starts
+    for distance in range(1, 2 * most + 1):
+        if distance <= most:
+            later = np.flatnonzero(place >= distance)
+            earlier = later - distance
+        else:
+            later = np.flatnonzero(place >= distance)
+            earlier = starts[later] + (distance - most - 1)
+        if not len(later):
+            return
+        for start in range(0, len(later), _PAIRS_AT_A_TIME):
+            yield later[start : start + _PAIRS_AT_A_TIME], earlier[start : start + _PAIRS_AT_A_TIME]
+
+
+def _keep_first(
+    pairs: Buckets,
+    sketch: NDArray[np.uint8],
+    text_of: TextOf,
+    found: Duplicates,
+    settings: DuplicateSettings,
+) -> None:
+    """Go through all documents in order and drop those that are like an earlier, kept one."""
+    shingles_of = RecentShingles(
+        text_of, settings.shape.characters, settings.memory_bytes // _BYTES_OF_A_SHINGLE
+    )
+    groups = Groups(found.group)
+
+    def similarity(one: int, other: int, estimate: float) -> float:
+        first, second = shingles_of(one), shingles_of(other)
+        if max(len(first), len(second)) > settings.longest:
+            return estimate
+        return jaccard(first, second)
+
+    for later, candidates in _candidates(pairs, sketch):
+        alike: list[int] = []
+        for earlier, estimate in candidates:
+            if found.repeats[earlier] != NOBODY:
+                continue
+            sure = estimate >= settings.threshold - settings.margin
+            # an unlikely repetition only matters for the groups, once
+            if not sure and groups.same(later, earlier):
+                continue
+            value = similarity(later, earlier, estimate)
+            if value >= settings.threshold:
+                found.repeats[later] = earlier
+                found.percent[later] = round(100 * value)
+                break
+            if value >= settings.group_threshold:
+                alike.append(earlier)
+        else:
+            for earlier in alike:
+                groups.join(later, earlier)
+    groups.flatten()
+
+
+def _candidates(
+    pairs: Buckets, sketch: NDArray[np.uint8]
+) -> Iterator[tuple[int, list[tuple[int, float]]]]:
+    """Each document that has any, and the earlier ones to compare it with, in ascending order."""
+    for rows in pairs.sorted():
+        fresh = np.ones(len(rows), bool)
+        fresh[1:] = (rows[1:] != rows[:-1]).any(axis=1)
+        distinct = rows[fresh].astype(np.intp)
+        # cut at documents, so that a piece holds all pairs of each
+        borders = np.flatnonzero(np.diff(distinct[:, 0], prepend=-1, append=-1))
+        for start, end in itertools.pairwise(borders):
+            later, earlier = distinct[start:end].T
+            close = estimates(sketch, later, earlier)
+            yield int(later[0]), list(zip(earlier.tolist(), close.tolist(), strict=True))

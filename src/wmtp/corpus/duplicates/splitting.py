@@ -1,0 +1,78 @@
+"""Which documents are for validation: whole groups, chosen by a hash of their first text."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from wmtp.corpus.duplicates.search import NOBODY, Duplicates
+from wmtp.corpus.duplicates.signatures import Signatures
+
+
+@dataclass(frozen=True, slots=True)
+class SplitSettings:
+    """How documents are split.
+
+    Attributes:
+        validation_share: of groups, about, that are for validation.
+        seed: another one gives another choice.
+        largest_group: documents; larger groups are always for training, or one form letter in a
+            thousand versions could become the whole validation text.
+    """
+
+    validation_share: float = 0.01
+    seed: int = 0
+    largest_group: int = 50
+
+    def __post_init__(self) -> None:
+        """Refuse shares without a meaning."""
+        if not 0 <= self.validation_share <= 1 or not 1 <= self.largest_group <= 255:
+            raise ValueError(f"not 0 <= share <= 1 and 1 <= largest_group <= 255: {self}")
+
+
+def in_validation(
+    found: Duplicates, units: Sequence[Path], settings: SplitSettings
+) -> NDArray[np.bool_]:
+    """Whether each document is for validation; documents of one group never part.
+
+    A group is chosen by its first document's comparable text, so that a corpus that grows behind
+    it, or changes elsewhere, leaves the choice as it was.
+
+    Args:
+        found: in the numbering of the units.
+        units: folders with signatures, as given to ``find_duplicates``.
+        settings: see there.
+
+    Returns:
+        ``[n]``; a dropped document is where the one that it repeats is.
+    """
+    chosen = np.zeros(len(found.group), bool)
+    small = _sizes(found) <= settings.largest_group
+    below = round(settings.validation_share * 2**64)
+    first = 0
+    for folder in units:
+        exact = np.asarray(Signatures.open(folder).exact)
+        numbers = np.arange(first, first + len(exact))
+        heads = numbers[(found.group[numbers] == numbers) & small[numbers]]
+        for number in heads:
+            key = exact[number - first].astype(">u8").tobytes()
+            chosen[number] = xxhash.xxh3_64_intdigest(key, seed=settings.seed) < below
+        first += len(exact)
+    result: NDArray[np.bool_] = chosen[found.group]
+    return result
+
+
+def _sizes(found: Duplicates) -> NDArray[np.uint8]:
+    """Kept documents of each group by its lowest number, 255 for 255 and more."""
+    sizes = np.zeros(len(found.group), np.uint8)
+    # a group has few members in each piece, and what is full does not overflow
+    for start in range(0, len(sizes), 1 << 20):
+        piece = slice(start, start + (1 << 20))
+        groups, counts = np.unique(
+            found.group[piece][found.repeats[piece] == NOBODY], return_counts=True
+        )
+        sizes[groups] = np.minimum(sizes[groups].astype(np.int64) + counts, 255)
+    return sizes
