@@ -1,8 +1,8 @@
 """Common Crawl: WARC files of pages as they were served, WET files of text that was taken out."""
 
+import io
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import IO, Any, Final, final
 
 from fastwarc.warc import ArchiveIterator, WarcRecord, WarcRecordType
@@ -11,13 +11,14 @@ from resiliparse.parse.encoding import detect_encoding
 from resiliparse.parse.html import HTMLTree
 
 from wmtp.corpus.document import BadRecord, Document, Place
-from wmtp.corpus.readers.files import failures_told
+from wmtp.corpus.readers.files import CHUNK_BYTES, CountedFile, failures_told
 from wmtp.corpus.readers.reader import (
     LONGEST_RECORD_BYTES,
     DamagedFileError,
     Origin,
     Parsed,
     PassedOver,
+    RawFile,
     RawRecord,
     Start,
     UnreadableError,
@@ -55,9 +56,9 @@ class Warc:
 
     main_content: bool = True
 
-    def records(self, path: Path, start: Start) -> Iterator[RawRecord | BadRecord]:
+    def records(self, file: RawFile, start: Start) -> Iterator[RawRecord | BadRecord]:
         """Responses; each can be started with, compressed or not."""
-        yield from _records(path, start, WarcRecordType.response)
+        yield from _records(file, start, WarcRecordType.response)
 
     def document(self, record: RawRecord, place: Place, origin: Origin) -> Parsed:
         """The page's main text, with its title and address."""
@@ -84,9 +85,9 @@ class Warc:
 class Wet:
     """Conversions: the text as Common Crawl took it out."""
 
-    def records(self, path: Path, start: Start) -> Iterator[RawRecord | BadRecord]:
+    def records(self, file: RawFile, start: Start) -> Iterator[RawRecord | BadRecord]:
         """Conversions; each can be started with, compressed or not."""
-        yield from _records(path, start, WarcRecordType.conversion)
+        yield from _records(file, start, WarcRecordType.conversion)
 
     def document(self, record: RawRecord, place: Place, origin: Origin) -> Document:
         """The text, with its address."""
@@ -99,15 +100,15 @@ class Wet:
         return make_document(text, place, origin, page.own_id, meta)
 
 
-def _records(path: Path, start: Start, kind: Any) -> Iterator[RawRecord | BadRecord]:
+def _records(file: RawFile, start: Start, kind: Any) -> Iterator[RawRecord | BadRecord]:
     number = start.record if start.offset else 0
-    with failures_told(path):
-        check_ordinary(path)
-        with path.open("rb") as file:
-            if file.read(1) == b"":
+    with failures_told(file.path):
+        check_ordinary(file.path)
+        with io.BufferedReader(CountedFile(file), CHUNK_BYTES) as stream:
+            if stream.read(1) == b"":
                 return
-            file.seek(start.offset)
-            for record in _iterate(file, kind):
+            stream.seek(start.offset)
+            for record in _iterate(stream, kind):
                 offset = start.offset + record.stream_pos
                 page = _page(record)
                 if number >= start.record:
@@ -145,9 +146,9 @@ def _page(record: WarcRecord) -> _Page | None:
     if is_plain and len(payload) < expected:
         raise DamagedFileError("WARC ends early")
     return _Page(
-        uri=record.headers.get("WARC-Target-URI", ""),
+        uri=record.headers.get("WARC-Target-URI") or "",
         own_id=(record.record_id or "").strip("<>"),
-        date=record.headers.get("WARC-Date", ""),
+        date=record.headers.get("WARC-Date") or "",
         kind=(record.http_content_type or "").lower(),
         charset=record.http_charset,
         status=None if http is None else http.status_code,
@@ -161,7 +162,7 @@ def _names(headers: Any) -> set[str]:
 
 def _decode(page: _Page) -> str:
     """The page's characters: by what HTTP says, else what the page says or looks like."""
-    named = page.charset or detect_encoding(page.payload, from_html_meta=True)
+    named = page.charset or detect_encoding(page.payload, from_html_meta=True) or "utf-8"
     for encoding in (named, "utf-8"):
         name = "cp949" if encoding.lower() in _KOREAN else encoding
         try:

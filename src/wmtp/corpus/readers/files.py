@@ -12,7 +12,7 @@ from typing import IO, TYPE_CHECKING, Final, cast, final
 
 import zstandard
 
-from wmtp.corpus.readers.reader import LONGEST_RECORD_BYTES, DamagedFileError
+from wmtp.corpus.readers.reader import LONGEST_RECORD_BYTES, DamagedFileError, RawFile
 from wmtp.errors import DataError
 from wmtp.untrusted import check_ordinary
 
@@ -48,16 +48,20 @@ def compression_of(path: Path) -> str | None:
 
 
 @contextmanager
-def open_stream(path: Path) -> Iterator[IO[bytes]]:
+def open_stream(file: RawFile) -> Iterator[IO[bytes]]:
     """Open a file, decompressing gzip, xz, bzip2 and zstd as it is read, without its BOM.
 
     Raises:
         DataError: the file cannot be opened, or its disk fails.
         DamagedFileError: inside the block, where its compressed data are broken or end early.
     """
-    kind = compression_of(path)
-    with failures_told(path), _open(path, kind) as file:
-        stream = io.BufferedReader(cast(io.RawIOBase, file), CHUNK_BYTES)
+    kind = compression_of(file.path)
+    with (
+        failures_told(file.path),
+        CountedFile(file) as counted,
+        _decompressed(counted, kind) as raw,
+    ):
+        stream = io.BufferedReader(cast(io.RawIOBase, raw), CHUNK_BYTES)
         if stream.peek(3).startswith(_BYTE_ORDER_MARK):
             stream.read(3)
         yield stream
@@ -99,25 +103,41 @@ def lines_of(stream: IO[bytes], number: int = 0) -> Iterator[tuple[int, int, byt
         offset += length
 
 
-def _open(path: Path, kind: str | None) -> IO[bytes]:
+@final
+class CountedFile(io.FileIO):
+    """A file on disk that tells how far it has been read."""
+
+    def __init__(self, file: RawFile) -> None:
+        super().__init__(file.path, "rb")
+        self._counted = file
+
+    def readinto(self, buffer: "WriteableBuffer") -> int | None:
+        """As of every file, and count."""
+        count = super().readinto(buffer)
+        self._counted.consumed = self.tell()
+        return count
+
+
+def _decompressed(file: CountedFile, kind: str | None) -> IO[bytes]:
+    if kind is None:
+        return cast(IO[bytes], file)
+    buffered = io.BufferedReader(file, CHUNK_BYTES)
     if kind == "gzip":
-        return cast(IO[bytes], gzip.open(path, "rb"))
+        return cast(IO[bytes], gzip.open(buffered, "rb"))
     if kind == "xz":
-        return lzma.open(path, "rb")
+        return lzma.open(buffered, "rb")
     if kind == "bzip2":
-        return bz2.open(path, "rb")
-    if kind == "zstd":
-        return cast(IO[bytes], _ZstdFile(path))
-    return path.open("rb", buffering=0)
+        return bz2.open(buffered, "rb")
+    return cast(IO[bytes], _ZstdFile(buffered))
 
 
 @final
 class _ZstdFile(io.RawIOBase):
     """Frames of zstd one after the other; the library's own reader takes a cut frame for an end."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, file: IO[bytes]) -> None:
         super().__init__()
-        self._file = path.open("rb")
+        self._file = file
         self._frame = zstandard.ZstdDecompressor().decompressobj()
         self._rest = b""
         self._begun = False
@@ -145,7 +165,3 @@ class _ZstdFile(io.RawIOBase):
         view[:count] = self._rest[:count]
         self._rest = self._rest[count:]
         return count
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()

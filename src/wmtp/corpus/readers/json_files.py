@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final, final
 
 from wmtp.corpus.document import BadRecord, Document, Place
@@ -12,6 +11,7 @@ from wmtp.corpus.readers.json_path import JsonPath, text_at
 from wmtp.corpus.readers.reader import (
     LONGEST_RECORD_BYTES,
     Origin,
+    RawFile,
     RawRecord,
     Start,
     make_document,
@@ -42,9 +42,9 @@ class JsonFiles:
     path: JsonPath
     join: str = "\n"
 
-    def records(self, path: Path, start: Start) -> Iterator[RawRecord | BadRecord]:
+    def records(self, file: RawFile, start: Start) -> Iterator[RawRecord | BadRecord]:
         """Elements of the array, as bytes; the whole file if the path has no array."""
-        yield from json_records(path, self.path.records, start)
+        yield from json_records(file, self.path.records, start)
 
     def document(self, record: RawRecord, place: Place, origin: Origin) -> Document:
         """All texts of the record, joined."""
@@ -53,15 +53,15 @@ class JsonFiles:
 
 
 def json_records(
-    path: Path, steps: tuple[str, ...], start: Start
+    file: RawFile, steps: tuple[str, ...], start: Start
 ) -> Iterator[RawRecord | BadRecord]:
     """Elements of an array in a file, as bytes; without steps the whole file is one record.
 
     Raises:
         DamagedFileError: see ``cut_array``.
     """
-    may_seek = compression_of(path) is None
-    with open_stream(path) as stream:
+    may_seek = compression_of(file.path) is None
+    with open_stream(file) as stream:
         if steps:
             if start.offset:
                 stream.seek(start.offset)

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import final
 
 from wmtp.corpus.document import BadRecord, Document, Place
@@ -10,7 +9,14 @@ from wmtp.corpus.readers.files import compression_of, open_stream
 from wmtp.corpus.readers.json_array import parse_json
 from wmtp.corpus.readers.json_path import JsonPath, parse_path, text_at
 from wmtp.corpus.readers.plain_text import line_records
-from wmtp.corpus.readers.reader import Origin, RawRecord, Start, UnreadableError, make_document
+from wmtp.corpus.readers.reader import (
+    Origin,
+    RawFile,
+    RawRecord,
+    Start,
+    UnreadableError,
+    make_document,
+)
 
 
 @final
@@ -26,10 +32,10 @@ class JsonLines:
     path: JsonPath = field(default_factory=lambda: parse_path("text", within_record=True))
     join: str = "\n"
 
-    def records(self, path: Path, start: Start) -> Iterator[RawRecord | BadRecord]:
+    def records(self, file: RawFile, start: Start) -> Iterator[RawRecord | BadRecord]:
         """Lines, as bytes."""
-        may_seek = compression_of(path) is None
-        with open_stream(path) as stream:
+        may_seek = compression_of(file.path) is None
+        with open_stream(file) as stream:
             yield from line_records(stream, start, may_seek)
 
     def document(self, record: RawRecord, place: Place, origin: Origin) -> Document:

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final, final
 
 from namuwiki.extractor import extract_text
@@ -14,6 +13,7 @@ from wmtp.corpus.readers.reader import (
     Origin,
     Parsed,
     PassedOver,
+    RawFile,
     RawRecord,
     Start,
     UnreadableError,
@@ -28,9 +28,9 @@ LICENSE: Final = "CC-BY-NC-SA-2.0-KR"
 class Namuwiki:
     """Pages of the main namespace that are no redirects, without their markup."""
 
-    def records(self, path: Path, start: Start) -> Iterator[RawRecord | BadRecord]:
+    def records(self, file: RawFile, start: Start) -> Iterator[RawRecord | BadRecord]:
         """Pages, as bytes of JSON."""
-        yield from json_records(path, ("[]",), start)
+        yield from json_records(file, ("[]",), start)
 
     def document(self, record: RawRecord, place: Place, origin: Origin) -> Parsed:
         """The page's text."""

@@ -2,14 +2,20 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final, final
 
 from wmtp.corpus.document import BadRecord, Document, Place
 from wmtp.corpus.readers.json_array import parse_json
 from wmtp.corpus.readers.json_files import json_records
 from wmtp.corpus.readers.json_path import texts_at
-from wmtp.corpus.readers.reader import Origin, RawRecord, Start, UnreadableError, make_document
+from wmtp.corpus.readers.reader import (
+    Origin,
+    RawFile,
+    RawRecord,
+    Start,
+    UnreadableError,
+    make_document,
+)
 
 _RECORDS: Final = ("document", "[]")
 _PARTS: Final = ("paragraph", "utterance", "sentence")
@@ -25,9 +31,9 @@ class Nikl:
     whichever the corpus has.
     """
 
-    def records(self, path: Path, start: Start) -> Iterator[RawRecord | BadRecord]:
+    def records(self, file: RawFile, start: Start) -> Iterator[RawRecord | BadRecord]:
         """Elements of ``document``, as bytes; files have over 1 GB."""
-        yield from json_records(path, _RECORDS, start)
+        yield from json_records(file, _RECORDS, start)
 
     def document(self, record: RawRecord, place: Place, origin: Origin) -> Document:
         """The forms of the document's parts, a line each."""

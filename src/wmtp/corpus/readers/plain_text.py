@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import IO, Literal, final
 
 from wmtp.corpus.document import BadRecord, Document, Place
@@ -10,6 +9,7 @@ from wmtp.corpus.readers.files import compression_of, lines_of, open_stream
 from wmtp.corpus.readers.reader import (
     LONGEST_RECORD_BYTES,
     Origin,
+    RawFile,
     RawRecord,
     Start,
     UnreadableError,
@@ -34,10 +34,10 @@ class PlainText:
     split: Split = "file"
     encoding: Encoding = "utf-8"
 
-    def records(self, path: Path, start: Start) -> Iterator[RawRecord | BadRecord]:
+    def records(self, file: RawFile, start: Start) -> Iterator[RawRecord | BadRecord]:
         """Bytes of each document; blank ones are none."""
-        may_seek = compression_of(path) is None
-        with open_stream(path) as stream:
+        may_seek = compression_of(file.path) is None
+        with open_stream(file) as stream:
             if self.split == "file":
                 content = stream.read(LONGEST_RECORD_BYTES + 1)
                 if len(content) > LONGEST_RECORD_BYTES:

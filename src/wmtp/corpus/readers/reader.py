@@ -28,6 +28,19 @@ class Start:
     offset: int = BEGINNING
 
 
+@dataclass(slots=True)
+class RawFile:
+    """A file that is being read.
+
+    Attributes:
+        path: of the file.
+        consumed: bytes of it, as it lies on disk, that have been read.
+    """
+
+    path: Path
+    consumed: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class RawRecord:
     """A record as it was cut out of its file, cheaply; ``Reader.document`` does the work.
@@ -83,7 +96,7 @@ class Reader(Protocol):
     The first is done by one process, in order; the second, where the work is, by any.
     """
 
-    def records(self, path: Path, start: Start) -> Iterator[RawRecord | BadRecord]:
+    def records(self, file: RawFile, start: Start) -> Iterator[RawRecord | BadRecord]:
         """The records from ``start.record`` on, in order; one that is too long is bad.
 
         A ``BadRecord`` that comes from here has the number of its record; its file's name is

@@ -3,7 +3,6 @@
 import csv
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final, final
 
 import pyarrow
@@ -16,6 +15,7 @@ from wmtp.corpus.readers.reader import (
     LONGEST_RECORD_BYTES,
     DamagedFileError,
     Origin,
+    RawFile,
     RawRecord,
     Start,
     UnreadableError,
@@ -45,11 +45,11 @@ class Csv:
     delimiter: str = ","
     encoding: Encoding = "utf-8"
 
-    def records(self, path: Path, start: Start) -> Iterator[RawRecord | BadRecord]:
+    def records(self, file: RawFile, start: Start) -> Iterator[RawRecord | BadRecord]:
         """Fields of the column; the row of names is none."""
         before = csv.field_size_limit(LONGEST_RECORD_BYTES)
         try:
-            with open_stream(path) as stream:
+            with open_stream(file) as stream:
                 lines = self._decoded(lines_of(stream))
                 rows = csv.reader(lines, delimiter=self.delimiter)
                 yield from self._fields(rows, start)
@@ -100,19 +100,19 @@ class Parquet:
 
     column: str = "text"
 
-    def records(self, path: Path, start: Start) -> Iterator[RawRecord | BadRecord]:
+    def records(self, file: RawFile, start: Start) -> Iterator[RawRecord | BadRecord]:
         """Cells of the column; row groups before the start are not read."""
-        with failures_told(path):
-            check_ordinary(path)
+        with failures_told(file.path):
+            check_ordinary(file.path)
             try:
-                yield from self._cells(path, start)
+                yield from self._cells(file, start)
             except pyarrow.ArrowException as error:
                 raise DamagedFileError("Parquet cannot be read from here on") from error
 
-    def _cells(self, path: Path, start: Start) -> Iterator[RawRecord | BadRecord]:
+    def _cells(self, raw: RawFile, start: Start) -> Iterator[RawRecord | BadRecord]:
         # read as a dictionary, so that a value that is repeated is held once
         with parquet.ParquetFile(
-            path, read_dictionary=[self.column], pre_buffer=False, buffer_size=1 << 20
+            raw.path, read_dictionary=[self.column], pre_buffer=False, buffer_size=1 << 20
         ) as file:
             if self.column not in file.schema_arrow.names:
                 raise DamagedFileError(f"no column {self.column}")
@@ -129,6 +129,7 @@ class Parquet:
                         if number >= start.record:
                             yield _cell(number, cell.as_py())
                         number += 1
+                raw.consumed = raw.path.stat().st_size * (group + 1) // file.num_row_groups
 
     def document(self, record: RawRecord, place: Place, origin: Origin) -> Document:
         """The text of a row."""

@@ -1,20 +1,27 @@
 """Dumps of Wikipedia: ``pages-articles.xml.bz2``, of one bzip2 stream or many, or plain XML."""
 
 import bz2
+import io
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final, final
 from xml.etree import ElementTree
 
 from wmtp.corpus.document import BadRecord, Place
-from wmtp.corpus.readers.files import CHUNK_BYTES, compression_of, failures_told, open_stream
+from wmtp.corpus.readers.files import (
+    CHUNK_BYTES,
+    CountedFile,
+    compression_of,
+    failures_told,
+    open_stream,
+)
 from wmtp.corpus.readers.reader import (
     LONGEST_RECORD_BYTES,
     DamagedFileError,
     Origin,
     Parsed,
     PassedOver,
+    RawFile,
     RawRecord,
     Start,
     UnreadableError,
@@ -33,17 +40,17 @@ _DUMP_ENDS: Final = b"</mediawiki>"
 class Wikipedia:
     """Articles (namespace 0) that are no redirects, without their markup."""
 
-    def records(self, path: Path, start: Start) -> Iterator[RawRecord | BadRecord]:
+    def records(self, file: RawFile, start: Start) -> Iterator[RawRecord | BadRecord]:
         """Pages as bytes of XML.
 
         A multistream dump can be started with at each of its streams, which are of 100 pages.
         """
         pages = _Pages(start)
-        if compression_of(path) == "bzip2":
-            for chunk, offset in _bzip2_chunks(path, start.offset):
+        if compression_of(file.path) == "bzip2":
+            for chunk, offset in _bzip2_chunks(file, start.offset):
                 yield from pages.cut(chunk, offset)
         else:
-            with open_stream(path) as stream:
+            with open_stream(file) as stream:
                 while chunk := stream.read(CHUNK_BYTES):
                     yield from pages.cut(chunk, None)
         pages.check_end()
@@ -92,11 +99,13 @@ class _Pages:
         self._buffer += chunk
         done = 0
         while (end := self._buffer.find(_END, done)) >= 0:
-            begin = self._buffer.rfind(_BEGIN, done, end)
+            begin = self._buffer.find(_BEGIN, done, end)
             after = end + len(_END)
-            if self._number >= self._wanted and (begin >= 0 or self._is_too_long):
+            if self._number >= self._wanted:
                 if self._is_too_long:
                     yield too_long(self._number)
+                elif begin < 0:
+                    yield BadRecord(Place("", self._number), "page without its beginning")
                 else:
                     yield RawRecord(
                         self._number, bytes(self._buffer[begin:after]), after - begin, start
@@ -120,9 +129,9 @@ class _Pages:
             raise DamagedFileError("XML ends early")
 
 
-def _bzip2_chunks(path: Path, offset: int) -> Iterator[tuple[bytes, int | None]]:
+def _bzip2_chunks(raw: RawFile, offset: int) -> Iterator[tuple[bytes, int | None]]:
     """Pieces of a file of bzip2 streams; the first of each stream with where the stream begins."""
-    with failures_told(path), path.open("rb") as file:
+    with failures_told(raw.path), io.BufferedReader(CountedFile(raw), CHUNK_BYTES) as file:
         file.seek(offset)
         decompressor, begins, data = bz2.BZ2Decompressor(), offset, b""
         is_first = True
