@@ -32,11 +32,3 @@ class Groups:
         """Make one group of two."""
         low, high = sorted((self.root(one), self.root(other)))
         self._parent[high] = low
-
-    def flatten(self) -> None:
-        """Let every number name the lowest of its group."""
-        for start in range(0, len(self._parent), 1 << 20):
-            piece = self._parent[start : start + (1 << 20)]
-            # parents are lower than their children: those before this piece are settled
-            while not np.array_equal(above := self._parent[piece], piece):
-                piece[:] = above

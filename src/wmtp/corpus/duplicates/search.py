@@ -12,6 +12,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,10 +22,8 @@ from wmtp.corpus.duplicates.groups import Groups
 from wmtp.corpus.duplicates.signatures import Signatures, SignatureShape, estimates, jaccard
 from wmtp.corpus.duplicates.texts import RecentShingles, TextOf
 
-NOBODY = np.iinfo(np.uint32).max
-"""In ``Duplicates.repeats``: the document is kept."""
-
 _HIGHEST = 2**64 - 1
+_MOST_DOCUMENTS = 2**32 - 1
 _PAIRS_AT_A_TIME = 1 << 15
 _NUMBERS_AT_A_TIME = 1 << 20
 _BYTES_OF_A_SHINGLE = 120
@@ -43,8 +42,8 @@ class DuplicateSettings:
         neighbours: documents of the same band that each is compared with: so many first ones
             and so many before it.
         longest: shingles; documents with more are judged by the estimate of their signatures.
-        memory_bytes: for sorting, and as much again for texts that are compared. To that come 9
-            bytes for each document: 0.9 GB for 100 million.
+        memory_bytes: for sorting, and as much again for texts that are compared. To that come 5
+            bytes for each document: 0.5 GB for 100 million.
         shape: of the signatures.
     """
 
@@ -69,28 +68,36 @@ class Duplicates:
     """What became of each of ``n`` documents, by its number.
 
     Attributes:
-        repeats: number of the kept document that it repeats, or ``NOBODY``. uint32 ``[n]``.
-        percent: of shingles that both share, 0 to 100, of a document that is dropped; 101 if the
-            comparable texts are equal. uint8 ``[n]``.
-        group: of a kept document, the lowest number of the documents that it may not part from;
-            of a dropped one, the same of the one it repeats. uint32 ``[n]``.
+        link: of a kept document, the lowest number of its group, which are those that it may not
+            part from in a split; of a dropped one, the kept document that it repeats. uint32
+            ``[n]``.
+        percent: 0 for a kept document; of a dropped one, how many in a hundred of all shingles
+            of both are shared, or ``EQUAL`` if the comparable texts are equal. uint8 ``[n]``.
     """
 
-    repeats: NDArray[np.uint32]
+    link: NDArray[np.uint32]
     percent: NDArray[np.uint8]
-    group: NDArray[np.uint32]
 
-    EQUAL = 101
+    EQUAL: ClassVar[int] = 101
 
     @property
     def kept(self) -> NDArray[np.bool_]:
         """Whether each document is kept."""
-        result: NDArray[np.bool_] = self.repeats == NOBODY
+        result: NDArray[np.bool_] = self.percent == 0
         return result
+
+    @property
+    def group(self) -> NDArray[np.uint32]:
+        """The lowest number of each document's group; a dropped one is where its original is."""
+        return np.where(self.kept, self.link, self.link[self.link])
+
+    def repeats(self, number: int) -> int | None:
+        """The kept document that a dropped one repeats, None for a kept one."""
+        return int(self.link[number]) if self.percent[number] else None
 
     def reason(self, number: int) -> str | None:
         """Why a document is dropped, as in the report: None, ``exact_`` or ``near_duplicate``."""
-        if self.repeats[number] == NOBODY:
+        if not self.percent[number]:
             return None
         return "exact_duplicate" if self.percent[number] == self.EQUAL else "near_duplicate"
 
@@ -104,8 +111,8 @@ def find_duplicates(
         units: folders that ``Signatures.write`` wrote, in the order that decides who is first.
         text_of: the comparable text of a document, for ``Signatures`` numbered through over all
             units (see ``StoredTexts``).
-        scratch: a folder that does not exist yet; it holds 128 bytes for each document and some
-            hundred MB more, and is empty again at the end.
+        scratch: a folder that does not exist yet; it holds about 150 bytes for each document and
+            16 for each pair that may be alike, and is gone at the end.
         settings: see there.
 
     Raises:
@@ -117,13 +124,9 @@ def find_duplicates(
         if len(signatures.bands) != settings.shape.bands:
             raise ValueError(f"{folder} has {len(signatures.bands)} bands, not {settings.shape}")
     count = sum(map(len, opened))
-    if count >= NOBODY:
-        raise ValueError(f"{count} documents are more than {NOBODY - 1}")
-    found = Duplicates(
-        np.full(count, NOBODY, np.uint32),
-        np.zeros(count, np.uint8),
-        np.arange(count, dtype=np.uint32),
-    )
+    if count > _MOST_DOCUMENTS:
+        raise ValueError(f"{count} documents are more than {_MOST_DOCUMENTS}")
+    found = Duplicates(np.arange(count, dtype=np.uint32), np.zeros(count, np.uint8))
     if not count:
         return found
     scratch.mkdir(parents=True)
@@ -141,16 +144,22 @@ def find_duplicates(
 
 
 def _follow(found: Duplicates) -> None:
-    """Let a copy of a document that was dropped itself repeat the one that is kept."""
-    for start in range(0, len(found.repeats), _NUMBERS_AT_A_TIME):
-        dropped = start + np.flatnonzero(
-            found.repeats[start : start + _NUMBERS_AT_A_TIME] != NOBODY
-        )
-        named = found.repeats[dropped]
-        gone = found.repeats[named] != NOBODY
+    """Let every link name what it stands for at the end.
+
+    Links of kept documents lead to the lowest of their group in several steps, and a copy may
+    repeat a document that was dropped itself. All of them lead to lower numbers, so that what
+    stands before a piece is settled.
+    """
+    for start in range(0, len(found.link), _NUMBERS_AT_A_TIME):
+        piece = slice(start, start + _NUMBERS_AT_A_TIME)
+        kept = start + np.flatnonzero(found.percent[piece] == 0)
+        while not np.array_equal(above := found.link[found.link[kept]], found.link[kept]):
+            found.link[kept] = above
+        dropped = start + np.flatnonzero(found.percent[piece])
+        named = found.link[dropped]
+        gone = found.percent[named] > 0
         found.percent[dropped[gone]] = found.percent[named[gone]]
-        found.repeats[dropped[gone]] = found.repeats[named[gone]]
-        found.group[dropped] = found.group[found.repeats[dropped]]
+        found.link[dropped[gone]] = found.link[named[gone]]
 
 
 def _numbered(opened: Sequence[Signatures]) -> Iterator[tuple[int, Signatures]]:
@@ -163,7 +172,7 @@ def _find_equal(
     opened: Sequence[Signatures], scratch: Path, settings: DuplicateSettings, found: Duplicates
 ) -> None:
     """Documents with equal hashes of 128 bits: all but the first repeat it."""
-    size = 24 * len(found.repeats)
+    size = 24 * len(found.link)
     with Buckets(scratch / "exact", 3, _HIGHEST, size, settings.memory_bytes) as buckets:
         for first, unit in _numbered(opened):
             numbers = np.arange(first, first + len(unit), dtype=np.uint64)
@@ -172,7 +181,7 @@ def _find_equal(
             same = np.flatnonzero((rows[1:, :2] == rows[:-1, :2]).all(axis=1)) + 1
             starts = _run_starts(rows[:, :2])
             numbers = rows[:, 2].astype(np.intp)
-            found.repeats[numbers[same]] = numbers[starts[same]]
+            found.link[numbers[same]] = numbers[starts[same]]
             found.percent[numbers[same]] = Duplicates.EQUAL
 
 
@@ -206,10 +215,10 @@ def _find_pairs(
 ) -> None:
     """Add the pairs that agree in a band and whose sketches say that they may be alike."""
     least = settings.group_threshold - settings.margin
-    size = 16 * len(found.repeats)
+    size = 16 * len(found.link)
     with Buckets(scratch / "band", 2, _HIGHEST, size, settings.memory_bytes) as buckets:
         for first, unit in _numbered(opened):
-            kept = np.flatnonzero(found.repeats[first : first + len(unit)] == NOBODY)
+            kept = np.flatnonzero(found.percent[first : first + len(unit)] == 0)
             numbers = (kept + first).astype(np.uint64)
             buckets.add(np.column_stack([np.asarray(unit.bands[band])[kept], numbers]))
         for rows in buckets.sorted():
@@ -252,7 +261,7 @@ def _keep_first(
     shingles_of = RecentShingles(
         text_of, settings.shape.characters, settings.memory_bytes // _BYTES_OF_A_SHINGLE
     )
-    groups = Groups(found.group)
+    groups = Groups(found.link)
 
     def similarity(one: int, other: int, estimate: float) -> float:
         first, second = shingles_of(one), shingles_of(other)
@@ -263,7 +272,7 @@ def _keep_first(
     for later, candidates in _candidates(pairs, sketch):
         alike: list[int] = []
         for earlier, estimate in candidates:
-            if found.repeats[earlier] != NOBODY:
+            if found.percent[earlier]:
                 continue
             sure = estimate >= settings.threshold - settings.margin
             # an unlikely repetition only matters for the groups, once
@@ -271,15 +280,14 @@ def _keep_first(
                 continue
             value = similarity(later, earlier, estimate)
             if value >= settings.threshold:
-                found.repeats[later] = earlier
-                found.percent[later] = round(100 * value)
+                found.link[later] = earlier
+                found.percent[later] = max(round(100 * value), 1)
                 break
             if value >= settings.group_threshold:
                 alike.append(earlier)
         else:
             for earlier in alike:
                 groups.join(later, earlier)
-    groups.flatten()
 
 
 def _candidates(

@@ -8,8 +8,10 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from wmtp.corpus.duplicates.search import NOBODY, Duplicates
+from wmtp.corpus.duplicates.search import Duplicates
 from wmtp.corpus.duplicates.signatures import Signatures
+
+_NUMBERS_AT_A_TIME = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,30 +51,34 @@ def in_validation(
     Returns:
         ``[n]``; a dropped document is where the one that it repeats is.
     """
-    chosen = np.zeros(len(found.group), bool)
+    chosen = np.zeros(len(found.link), bool)
     small = _sizes(found) <= settings.largest_group
     below = round(settings.validation_share * 2**64)
     first = 0
     for folder in units:
         exact = np.asarray(Signatures.open(folder).exact)
         numbers = np.arange(first, first + len(exact))
-        heads = numbers[(found.group[numbers] == numbers) & small[numbers]]
+        heads = numbers[(found.link[numbers] == numbers) & small[numbers]]
         for number in heads:
             key = exact[number - first].astype(">u8").tobytes()
             chosen[number] = xxhash.xxh3_64_intdigest(key, seed=settings.seed) < below
         first += len(exact)
-    result: NDArray[np.bool_] = chosen[found.group]
-    return result
+    for start in range(0, len(chosen), _NUMBERS_AT_A_TIME):
+        piece = slice(start, start + _NUMBERS_AT_A_TIME)
+        # links lead to lower numbers, so that those before this piece are settled
+        kept = start + np.flatnonzero(found.percent[piece] == 0)
+        chosen[kept] = chosen[found.link[kept]]
+        dropped = start + np.flatnonzero(found.percent[piece])
+        chosen[dropped] = chosen[found.link[dropped]]
+    return chosen
 
 
 def _sizes(found: Duplicates) -> NDArray[np.uint8]:
     """Kept documents of each group by its lowest number, 255 for 255 and more."""
-    sizes = np.zeros(len(found.group), np.uint8)
+    sizes = np.zeros(len(found.link), np.uint8)
     # a group has few members in each piece, and what is full does not overflow
-    for start in range(0, len(sizes), 1 << 20):
-        piece = slice(start, start + (1 << 20))
-        groups, counts = np.unique(
-            found.group[piece][found.repeats[piece] == NOBODY], return_counts=True
-        )
+    for start in range(0, len(sizes), _NUMBERS_AT_A_TIME):
+        piece = slice(start, start + _NUMBERS_AT_A_TIME)
+        groups, counts = np.unique(found.link[piece][found.percent[piece] == 0], return_counts=True)
         sizes[groups] = np.minimum(sizes[groups].astype(np.int64) + counts, 255)
     return sizes

@@ -20,9 +20,11 @@ class WrongEncoding:
         max_replacement_share: of characters that may be U+FFFD.
         max_latin_share: of characters that may be accented Latin letters or Windows-1252's signs
             before it is tried whether they are Korean bytes read as Latin.
-        max_rare_share: of Hangul syllables that may be none of the 2350 of KS X 1001. Korean UTF-8
-            read as CP949 comes out as such syllables; Korean prose has fewer than 1 in 100.
+        max_rare_share: of Hangul syllables, and of the different ones among them, that may be none
+            of the 2350 of KS X 1001. Korean UTF-8 read as CP949 comes out as 9 in 10 of such;
+            prose has fewer than 1 in 100, and who laughs 핳핳핳 has one in many copies.
         min_syllables: fewer than these are too few to judge by ``max_rare_share``.
+        min_rare: different rare syllables that a text must have to be judged by them.
 
     Drops:
         ``replacement_characters``, ``mojibake``.
@@ -41,8 +43,9 @@ class WrongEncoding:
 
     max_replacement_share: float = 0.001
     max_latin_share: float = 0.1
-    max_rare_share: float = 0.1
+    max_rare_share: float = 0.3
     min_syllables: int = 20
+    min_rare: int = 6
 
     def __call__(self, document: Document) -> Document | Dropped:
         """The document, or why it is dropped."""
@@ -60,9 +63,10 @@ class WrongEncoding:
         if text.isascii():
             return None
         hangul = "".join(_SYLLABLES.findall(text))
-        if len(hangul) >= self.min_syllables:
-            rare = len(hangul) - len(hangul.encode("euc-kr", "ignore")) // 2
-            if rare > self.max_rare_share * len(hangul):
+        rare = _rare(hangul)
+        if len(hangul) >= self.min_syllables and rare > self.max_rare_share * len(hangul):
+            distinct = "".join(set(hangul))
+            if _rare(distinct) > max(self.max_rare_share * len(distinct), self.min_rare - 1):
                 return Dropped("mojibake", f"{rare} of {len(hangul)} syllables are hardly used")
         if len(hangul) < self.max_latin_share * len(text):
             latin = len(_LATIN_SUPPLEMENT.findall(text))
@@ -71,13 +75,18 @@ class WrongEncoding:
         return None
 
 
+def _rare(hangul: str) -> int:
+    """How many syllables KS X 1001 does not have: EUC-KR spells those out in 8 bytes, not 2."""
+    return (len(hangul.encode("euc-kr")) - 2 * len(hangul)) // 6
+
+
 def _korean_behind(text: str) -> str | None:
     """The encoding in which the bytes of a text of Latin letters are Korean, if any."""
     for wrong in ("cp1252", "latin-1"):
         data = text.encode(wrong, "ignore")
         for right in ("utf-8", "cp949"):
             hangul = "".join(_SYLLABLES.findall(data.decode(right, "ignore")))
-            usual = len(hangul.encode("euc-kr", "ignore")) // 2
+            usual = len(hangul) - _rare(hangul)
             if usual * (3 if right == "utf-8" else 2) > 0.3 * len(data) and usual > 0.9 * len(
                 hangul
             ):

@@ -25,7 +25,7 @@ _NO_HOSTS = re.compile(
 
 _DATE = r"(?P<year>[0-9]{2})(?P<month>0[1-9]|1[0-2])(?P<day>0[1-9]|[12][0-9]|3[01])"
 # no digit, letter or sign of a longer number may touch it; a Korean particle may follow
-_BEFORE = r"(?<![0-9A-Za-z_])(?<![0-9][-.,/])"
+_BEFORE = r"(?<![0-9A-Za-z_])(?<![0-9A-Za-z][-.,/])"
 _AFTER = r"(?![0-9A-Za-z_])(?![-./][0-9])(?!,[0-9]{3})"
 _RESIDENT = re.compile(rf"{_BEFORE}{_DATE}(?P<sign> ?[-–] ?| |)(?P<rest>[1-8][0-9]{{6}}){_AFTER}")
 _RESIDENT_WEIGHTS = (2, 3, 4, 5, 6, 7, 8, 9, 2, 3, 4, 5)

@@ -8,6 +8,7 @@ from wmtp.corpus.document import Document, Dropped
 from wmtp.corpus.stages.base import NOTHING, Counts
 
 _LETTERS = re.compile(r"[^\W\d_]+")
+_REPEATED = re.compile(r"(.)\1{3,}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,8 +18,9 @@ class Shape:
     Attributes:
         min_letters: letters of any script that a text must have.
         min_letter_share: of characters other than spaces that must be letters.
-        max_mean_eojeol: characters of an eojeol (what stands between spaces) on average; Korean
-            prose has 3 to 5, source code and reviews written without spaces up to 20.
+        max_mean_eojeol: characters of an eojeol (what stands between spaces) on average, a run
+            of one character counted once; Korean prose has 3 to 5,
+            source code and reviews written without spaces up to 20.
         min_eojeol_characters: texts shorter than this are not judged by ``max_mean_eojeol``.
 
     Drops:
@@ -35,7 +37,7 @@ class Shape:
     name: ClassVar[str] = "shape"
 
     min_letters: int = 4
-    min_letter_share: float = 0.25
+    min_letter_share: float = 0.15
     max_mean_eojeol: float = 40.0
     min_eojeol_characters: int = 200
 
@@ -52,7 +54,11 @@ class Shape:
                 return Dropped("few_letters", f"{letters} of {visible} characters")
         if len(text) >= self.min_eojeol_characters:
             eojeols = len(text.split())
-            if len(text) > (self.max_mean_eojeol + 1) * eojeols:
+            # laughter of any length is one character
+            if (
+                len(text) > (self.max_mean_eojeol + 1) * eojeols
+                and len(_REPEATED.sub(r"\1", text)) > (self.max_mean_eojeol + 1) * eojeols
+            ):
                 return Dropped("no_spaces", f"{len(text)} characters in {eojeols} words")
         return document
 
