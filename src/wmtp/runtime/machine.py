@@ -44,9 +44,7 @@ def this_machine() -> Machine:
 
 def usable_cores() -> int:
     """Cores that this process may run on."""
-    if sys.platform == "linux":
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def chip_name() -> str:

@@ -296,19 +296,20 @@ def _count_selection(
             kept = selection.kept(first, first + unit.documents, side == "validation")
             source.kept[side].documents += len(kept)
             source.kept[side].text_bytes += int(sizes[kept].sum())
-        repeats = np.asarray(found.repeats[first : first + unit.documents])
-        equal = np.asarray(found.percent[first : first + unit.documents]) == found.EQUAL
-        is_dropped = repeats != np.iinfo(np.uint32).max
-        for reason, chosen in (("exact_duplicate", equal), ("near_duplicate", ~equal)):
-            numbers = np.flatnonzero(is_dropped & chosen)
+        percents = np.asarray(found.percent[first : first + unit.documents])
+        equal = percents == found.EQUAL
+        for reason, chosen in (
+            ("exact_duplicate", equal),
+            ("near_duplicate", ~equal & (percents > 0)),
+        ):
+            numbers = np.flatnonzero(chosen)
             source.tally.dropped[reason] += len(numbers)
             source.tally.dropped_bytes[reason] += int(sizes[numbers].sum())
             for number in numbers[:SAMPLES].tolist():
-                other = int(repeats[number])
+                other = int(found.link[first + number])
                 home = int(np.searchsorted(firsts, other, side="right")) - 1
                 original = _document(units[home], other - int(firsts[home]))
-                percent = int(found.percent[first + number])
-                share = "" if reason == "exact_duplicate" else f", {percent} % alike"
+                share = "" if equal[number] else f", {percents[number]} % alike"
                 source.tally.sample(
                     reason,
                     sample_of(_document(unit, number), f"repeats {original.place}{share}", private),

@@ -19,7 +19,7 @@ from wmtp.corpus.duplicates import (
 )
 from wmtp.runtime.durable import storage_errors, sync_file, sync_folder, temporary_name
 
-_PARTS = ("repeats", "percent", "group", "validation")
+_PARTS = ("link", "percent", "validation")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -37,8 +37,8 @@ class Selection:
     def kept(self, first: int, end: int, for_validation: bool) -> NDArray[np.intp]:
         """Numbers, from ``first``, of the documents between two that stay on one side."""
         piece = slice(first, end)
-        chosen = self.duplicates.repeats[piece] == np.iinfo(np.uint32).max
-        return np.flatnonzero(chosen & (self.validation[piece] == for_validation))
+        is_kept = self.duplicates.percent[piece] == 0
+        return np.flatnonzero(is_kept & (self.validation[piece] == for_validation))
 
 
 def select(
@@ -63,16 +63,11 @@ def select(
             found = find_duplicates(units, StoredTexts(units), scratch, settings)
             validation = in_validation(found, units, split)
             temporary.mkdir()
-            parts: tuple[NDArray[Any], ...] = (
-                found.repeats,
-                found.percent,
-                found.group,
-                validation,
-            )
+            parts: tuple[NDArray[Any], ...] = (found.link, found.percent, validation)
             for name, part in zip(_PARTS, parts, strict=True):
                 np.save(temporary / f"{name}.npy", part)
                 sync_file(temporary / f"{name}.npy")
             temporary.replace(folder)
             sync_folder(folder.parent)
     arrays = [np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in _PARTS]
-    return Selection(Duplicates(*arrays[:3]), arrays[3])
+    return Selection(Duplicates(*arrays[:2]), arrays[2])
