@@ -109,7 +109,7 @@ def _records(file: RawFile, start: Start, kind: Any) -> Iterator[RawRecord | Bad
                 return
             stream.seek(start.offset)
             for record in _iterate(stream, kind):
-                offset = start.offset + record.stream_pos
+                offset = record.stream_pos
                 page = _page(record)
                 if number >= start.record:
                     if page is None:

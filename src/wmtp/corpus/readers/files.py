@@ -59,9 +59,9 @@ def open_stream(file: RawFile) -> Iterator[IO[bytes]]:
     with (
         failures_told(file.path),
         CountedFile(file) as counted,
-        _decompressed(counted, kind) as raw,
+        io.BufferedReader(counted, CHUNK_BYTES) as buffered,
+        _decompressed(buffered, kind) as stream,
     ):
-        stream = io.BufferedReader(cast(io.RawIOBase, raw), CHUNK_BYTES)
         if stream.peek(3).startswith(_BYTE_ORDER_MARK):
             stream.read(3)
         yield stream
@@ -118,17 +118,19 @@ class CountedFile(io.FileIO):
         return count
 
 
-def _decompressed(file: CountedFile, kind: str | None) -> IO[bytes]:
+def _decompressed(file: io.BufferedReader, kind: str | None) -> io.BufferedReader:
+    opened: IO[bytes]
     if kind is None:
-        return cast(IO[bytes], file)
-    buffered = io.BufferedReader(file, CHUNK_BYTES)
+        return file
     if kind == "gzip":
-        return cast(IO[bytes], gzip.open(buffered, "rb"))
-    if kind == "xz":
-        return lzma.open(buffered, "rb")
-    if kind == "bzip2":
-        return bz2.open(buffered, "rb")
-    return cast(IO[bytes], _ZstdFile(buffered))
+        opened = cast(IO[bytes], gzip.open(file, "rb"))
+    elif kind == "xz":
+        opened = lzma.open(file, "rb")
+    elif kind == "bzip2":
+        opened = bz2.open(file, "rb")
+    else:
+        opened = cast(IO[bytes], _ZstdFile(file))
+    return io.BufferedReader(cast(io.RawIOBase, opened), CHUNK_BYTES)
 
 
 @final

@@ -46,7 +46,7 @@ def parse_json(content: bytes) -> Any:
 
 
 def cut_array(
-    stream: IO[bytes], steps: tuple[str, ...], start: Start, may_seek: bool
+    stream: IO[bytes], steps: tuple[str, ...], start: Start, offset: int | None
 ) -> Iterator[RawRecord | BadRecord]:
     """The objects (or arrays) that are the elements of the array at a path, as bytes.
 
@@ -54,12 +54,13 @@ def cut_array(
         stream: of the file; begins at ``start.offset``.
         steps: keys from the outermost value to the array, and ``[]``.
         start: the first record that is wanted.
-        may_seek: the file is not compressed, so that every record can be started with.
+        offset: where in the file the stream stands, None where it is compressed: then no record
+            can be started with.
 
     Raises:
         DamagedFileError: the file ends inside a value, or there is no such array.
     """
-    cutter = _Cutter(steps, start)
+    cutter = _Cutter(steps, start, offset or 0)
     while chunk := stream.read(CHUNK_BYTES):
         if (len(chunk) - len(chunk.rstrip(b"\\"))) % 2:  # what it escapes belongs to it
             chunk += stream.read(1)
@@ -71,7 +72,7 @@ def cut_array(
             if record is None:
                 yield too_long(number)
             else:
-                again = Start(number, begin) if may_seek else None
+                again = Start(number, begin) if offset is not None else None
                 yield RawRecord(number, record, len(record), again)
     cutter.check_end()
 
@@ -80,7 +81,7 @@ def cut_array(
 class _Cutter:
     """How far a file has been understood: open brackets, and the element that has begun."""
 
-    def __init__(self, steps: tuple[str, ...], start: Start) -> None:
+    def __init__(self, steps: tuple[str, ...], start: Start, offset: int) -> None:
         self._names = steps[:-1]
         self._array_level = len(steps)
         resumed = start.offset > 0
@@ -89,7 +90,7 @@ class _Cutter:
         self._in_string = False
         self._found = resumed
         # what is kept of the file, and where in the file that begins
-        self._kept, self._offset = bytearray(), start.offset
+        self._kept, self._offset = bytearray(), offset
         self._begun: int | None = None
         self._is_too_long = False
 

@@ -65,7 +65,7 @@ def json_records(
         if steps:
             if start.offset:
                 stream.seek(start.offset)
-            yield from cut_array(stream, steps, start, may_seek)
+            yield from cut_array(stream, steps, start, stream.tell() if may_seek else None)
         elif start.record == 0 and (content := stream.read(LONGEST_RECORD_BYTES + 1)):
             is_too_long = len(content) > LONGEST_RECORD_BYTES
             yield too_long(0) if is_too_long else RawRecord(0, content, len(content))
