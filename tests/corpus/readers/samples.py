@@ -70,7 +70,8 @@ def warc_record(kind: str, number: int, body: bytes, http: str = "") -> bytes:
     block = (http.encode() + b"\r\n" if http else b"") + body
     head = (
         f"WARC/1.0\r\nWARC-Type: {kind}\r\nWARC-Record-ID: <urn:uuid:{number}>\r\n"
-        f"WARC-Target-URI: https://example.kr/{number}\r\nWARC-Date: 2026-01-0{number}T00:00:00Z\r\n"
+        f"WARC-Target-URI: https://example.kr/{number}\r\n"
+        f"WARC-Date: 2026-01-0{number}T00:00:00Z\r\n"
         f"Content-Length: {len(block)}\r\n"
     )
     head += "Content-Type: application/http; msgtype=response\r\n" if http else ""

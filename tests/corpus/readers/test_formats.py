@@ -176,7 +176,8 @@ def test_published_layouts_of_ai_hub_and_nikl() -> None:
                     DATA / "aihub_web_corpus_schema_sample.json", "web", ORIGIN))  # fmt: skip
     nikl = list(read(Nikl(), DATA / "nikl_newspaper_schema_sample.json", "nikl", ORIGIN))
     assert [one.text[:8] for one in web + nikl if isinstance(one, Document)] == [
-        "지방공무원법 일", "국가공무원법 일", "교육공무원법 일", "지방공무원법 일", "국가공무원법 일",
+        "지방공무원법 일", "국가공무원법 일", "교육공무원법 일",
+        "지방공무원법 일", "국가공무원법 일",
     ]  # fmt: skip
     assert isinstance(nikl[0], Document)
     assert nikl[0].id == "NWRW0000000001.1"

@@ -3,7 +3,6 @@
 import json
 import shutil
 import time
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -101,9 +100,10 @@ def prepare_corpus(
             for left in out.glob(".tmp-*"):
                 left.unlink()
         with pool(workers, tool) as run:
-            _do_units(plan, tool, run, console)
+            seconds = {"cut": _do_units(plan, tool, run, console), "search": 0.0, "files": 0.0}
             units = _units_in_order(plan, tool.folder)
             sources = _add_up(settings, plan, units)
+            searched = time.process_time()
             console.line(f"looking for duplicates among {_count(units):,} documents")
             selection = select(
                 [unit.folder for unit in units],
@@ -116,9 +116,13 @@ def prepare_corpus(
                     settings.validation.share, settings.seed, settings.validation.largest_group
                 ),
             )
+            seconds["search"] = time.process_time() - searched
             _count_selection(plan, units, selection, sources, tool.private)
             tasks = _tasks(units, selection, settings.file_megabytes * 1_000_000)
-            files = list(run(_write, tasks))
+            files = []
+            for written, taken in run(_write, tasks):
+                files.append(written)
+                seconds["files"] += taken
         report = CorpusReport(
             plan,
             sources,
@@ -126,9 +130,9 @@ def prepare_corpus(
         )
         for source in sources:
             source.check()
-        seconds: Counter[str] = Counter()
         for unit in units:
-            seconds.update(unit.seconds)
+            for name, value in unit.seconds.items():
+                seconds[name] = seconds.get(name, 0.0) + value
         told = speeds(
             seconds,
             sum(source.tally.bytes_in for source in sources),
@@ -195,34 +199,44 @@ def _settle_plan(settings: CorpusSettings, out: Path) -> Plan:
     return replace(plan, unit_bytes=before.unit_bytes)
 
 
-def _do_units(plan: Plan, tool: UnitWorker, run: Run, console: Console) -> None:
-    """Do what is not done yet, all files in order."""
+def _do_units(plan: Plan, tool: UnitWorker, run: Run, console: Console) -> float:
+    """Do what is not done yet, all files in order; gives the seconds of cutting them."""
     done: dict[int, dict[int, DoneUnit]] = {}
     for folder in sorted(tool.folder.iterdir()):
         unit = read_unit(folder)
         done.setdefault(unit.file, {})[unit.first] = unit
-    total = sum(file.size for file in plan.inputs)
+    total = sum(file.size for file in plan.inputs) // 1_000_000 + 1
     place = _Progress()
 
     def tasks() -> Iterator[Unit]:
         for i, file in enumerate(plan.inputs):
             place.file = RawFile(Path(file.path))
-            yield from cut_units(
+            units = cut_units(
                 tool.readers[i], place.file, file.name, i, plan.unit_bytes, done.get(i, {})
             )
-            place.before += file.size
+            while True:
+                began = time.thread_time()
+                unit = next(units, None)
+                place.seconds += time.thread_time() - began
+                if unit is None:
+                    break
+                yield unit
+            place.before, place.file = place.before + file.size, None
 
-    with console.progress(0, total // 1_000_000, "MB") as bar:
+    with console.progress(0, total, "MB") as bar:
         for _ in run(UnitWorker.work, tasks()):
             bar.update(place.bytes // 1_000_000, {})
+        bar.update(total, {})
+    return place.seconds
 
 
 @dataclass
 class _Progress:
-    """Bytes that were read of all files before, and the one that is being read."""
+    """What was read of all files before, the one that is being read, and the time that took."""
 
     before: int = 0
     file: RawFile | None = None
+    seconds: float = 0.0
 
     @property
     def bytes(self) -> int:
@@ -330,8 +344,9 @@ def _tasks(units: list[DoneUnit], selection: Selection, most_bytes: int) -> Iter
         yield from file_tasks(units, selection, side, most_bytes)
 
 
-def _write(tool: UnitWorker, task: FileTask) -> WrittenFile:
-    return write_file(tool.out, task)
+def _write(tool: UnitWorker, task: FileTask) -> tuple[WrittenFile, float]:
+    began = time.thread_time()
+    return write_file(tool.out, task), time.thread_time() - began
 
 
 def _summary(out: Path) -> list[str]:

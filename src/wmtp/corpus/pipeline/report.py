@@ -192,7 +192,8 @@ def speeds(
     """How fast it went: differs from run to run, and is no part of the report.
 
     Args:
-        seconds: of processor time, by stage, of all units whenever they were done.
+        seconds: of processor time, by stage, of all units whenever they were done; of cutting
+            files into units, the search for duplicates and writing, of the run that ended it.
         bytes_in: of text.
         wall_seconds: of the run that ended it.
         peaks: memory of its processes, bytes.

@@ -1,6 +1,7 @@
 """Common Crawl: WARC files of pages as they were served, WET files of text that was taken out."""
 
 import io
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import IO, Any, Final, final
@@ -32,6 +33,15 @@ _KOREAN: Final = frozenset(
     ("euc-kr", "euckr", "ks_c_5601-1987", "ksc5601", "ksc_5601", "ks_c_5601", "uhc", "windows-949")
 )
 _LONGEST_HTML_BYTES: Final = 8 << 20
+_DEEPEST_HTML: Final = 2_000
+"""Browsers build no deeper trees than 512; the search for main text takes time as its square."""
+
+_TAG = re.compile(r"<(/?)([a-zA-Z][a-zA-Z0-9-]*)")
+_END_NEEDED: Final = re.compile(
+    r"(?!(?:area|base|br|col|embed|hr|img|input|link|meta|param|source|track|wbr|p|li|dt|dd|rt|rp"
+    r"|option|optgroup|tbody|thead|tfoot|tr|td|th)$)",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +80,9 @@ class Warc:
         if len(page.payload) > _LONGEST_HTML_BYTES:
             raise UnreadableError(f"HTML over {_LONGEST_HTML_BYTES >> 20} MiB")
         try:
-            tree = HTMLTree.parse(_decode(page))
+            html = _decode(page)
+            _check_depth(html)
+            tree = HTMLTree.parse(html)
             text = extract_plain_text(
                 tree, main_content=self.main_content, alt_texts=False, list_bullets=False
             )
@@ -158,6 +170,22 @@ def _page(record: WarcRecord) -> _Page | None:
 
 def _names(headers: Any) -> set[str]:
     return {str(name).lower() for name, _ in headers.items()}
+
+
+def _check_depth(html: str) -> None:
+    """Refuse what would take hours.
+
+    Raises:
+        UnreadableError: elements that need an end are nested too deeply.
+    """
+    if html.count("<") < _DEEPEST_HTML:
+        return
+    depth = 0
+    for tag in _TAG.finditer(html):
+        if _END_NEEDED.match(tag[2]):
+            depth = max(0, depth - 1) if tag[1] else depth + 1
+            if depth > _DEEPEST_HTML:
+                raise UnreadableError("HTML nested too deeply")
 
 
 def _decode(page: _Page) -> str:

@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Final, cast, final
+from typing import IO, TYPE_CHECKING, Any, Final, final
 
 import zstandard
 
@@ -118,19 +118,38 @@ class CountedFile(io.FileIO):
         return count
 
 
-def _decompressed(file: io.BufferedReader, kind: str | None) -> io.BufferedReader:
-    opened: IO[bytes]
+def _decompressed(file: "io.BufferedReader[Any]", kind: str | None) -> "io.BufferedReader[Any]":
     if kind is None:
         return file
+    if kind == "zstd":
+        return io.BufferedReader(_ZstdFile(file), CHUNK_BYTES)
     if kind == "gzip":
-        opened = cast(IO[bytes], gzip.open(file, "rb"))
-    elif kind == "xz":
-        opened = lzma.open(file, "rb")
-    elif kind == "bzip2":
-        opened = bz2.open(file, "rb")
-    else:
-        opened = cast(IO[bytes], _ZstdFile(file))
-    return io.BufferedReader(cast(io.RawIOBase, opened), CHUNK_BYTES)
+        return io.BufferedReader(_Pieces(gzip.GzipFile(fileobj=file)), CHUNK_BYTES)
+    if kind == "xz":
+        return io.BufferedReader(_Pieces(lzma.LZMAFile(file)), CHUNK_BYTES)
+    return io.BufferedReader(_Pieces(bz2.BZ2File(file)), CHUNK_BYTES)
+
+
+@final
+class _Pieces(io.RawIOBase):
+    """Gives what has been decompressed before more is: what comes before a damage is not lost."""
+
+    def __init__(self, file: gzip.GzipFile | lzma.LZMAFile | bz2.BZ2File) -> None:
+        super().__init__()
+        self._file = file
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: "WriteableBuffer") -> int:
+        view = memoryview(buffer).cast("B")
+        data = self._file.read1(len(view))
+        view[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
 @final

@@ -111,11 +111,11 @@ class Parquet:
 
     def _cells(self, raw: RawFile, start: Start) -> Iterator[RawRecord | BadRecord]:
         # read as a dictionary, so that a value that is repeated is held once
+        if self.column not in parquet.read_schema(raw.path).names:
+            raise DamagedFileError(f"no column {self.column}")
         with parquet.ParquetFile(
             raw.path, read_dictionary=[self.column], pre_buffer=False, buffer_size=1 << 20
         ) as file:
-            if self.column not in file.schema_arrow.names:
-                raise DamagedFileError(f"no column {self.column}")
             number = 0
             for group in range(file.num_row_groups):
                 rows = file.metadata.row_group(group).num_rows

@@ -134,18 +134,19 @@ def _bzip2_chunks(raw: RawFile, offset: int) -> Iterator[tuple[bytes, int | None
     with failures_told(raw.path), io.BufferedReader(CountedFile(raw), CHUNK_BYTES) as file:
         file.seek(offset)
         decompressor, begins, data = bz2.BZ2Decompressor(), offset, b""
-        is_first = True
+        is_first, has_begun = True, False
         while True:
             if decompressor.eof:
                 data = decompressor.unused_data
                 begins = file.tell() - len(data)
-                decompressor, is_first = bz2.BZ2Decompressor(), True
+                decompressor, is_first, has_begun = bz2.BZ2Decompressor(), True, False
             if decompressor.needs_input and not data:
                 data = file.read(CHUNK_BYTES)
                 if not data:
-                    if not is_first:
+                    if has_begun:
                         raise EOFError
                     return
+            has_begun = True
             chunk = decompressor.decompress(data, CHUNK_BYTES)
             data = b""
             if chunk:
