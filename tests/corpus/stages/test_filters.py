@@ -14,6 +14,7 @@ from wmtp.corpus.stages import (
     WrongEncoding,
     default_stages,
 )
+from wmtp.corpus.stages.boilerplate import NOTICES
 
 ADDRESSES = "\n".join(f"https://news.site{i}.co.kr/view/{i * 7919}?id={i}" for i in range(20))
 MENU = "\n".join(f"- 메뉴 {word}" for word in PROSE.split()[:30])
@@ -62,6 +63,7 @@ DROPPED: list[tuple[CountingStage, str, str]] = [
     (Language(), "彼は毎朝早く起きて、公園を散歩するのが好きだそうです。", "foreign_language"),
     (Language(), "他每天早上都很早起床，喜欢在公园里散步，然后回家吃早饭。", "foreign_language"),
     (Language(), ENGLISH + " The Korean word 김치 means kimchi.", "foreign_language"),
+    (Language(), f"{ENGLISH} (see = <unk> below)\n" * 9 + "예산안을 논의했다.", "foreign_language"),
     (Language(), ENGLISH.replace("budget", "예산(budget)") * 3, "foreign_language"),
 ]  # fmt: skip
 
@@ -113,6 +115,11 @@ def test_what_is_good_is_kept(stage: CountingStage, text: str) -> None:
     given = document(text)
     assert stage(given) is given
     assert stage.counted(given) == (given, {})
+
+
+@pytest.mark.parametrize("notice", NOTICES)
+def test_every_notice_is_found(notice: str) -> None:
+    assert isinstance(Boilerplate()(document(f"여기 {notice}")), Dropped)
 
 
 def test_every_reason_is_tried() -> None:

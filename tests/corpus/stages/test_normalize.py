@@ -1,3 +1,4 @@
+import time
 import unicodedata
 
 import pytest
@@ -5,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.corpus.examples import document
+from wmtp.corpus.document import Document, Dropped
 from wmtp.corpus.stages import Normalize
 from wmtp.corpus.stages.normalize import normalize_text
 
@@ -81,5 +83,18 @@ def test_stage_gives_the_same_document_where_nothing_changed() -> None:
     plain = document("그대로")
     assert Normalize()(plain) is plain
     changed, counts = Normalize().counted(document("가\r\n"))
+    assert isinstance(changed, Document)
     assert changed.text == "가\n"
     assert dict(counts) == {"newline_bytes": 1}
+
+
+def test_a_text_that_would_take_for_ever_is_dropped_at_once() -> None:
+    marks = "\u0301\u0316" * 500_000
+    started = time.process_time()
+    assert Normalize()(document("가" + marks)) == Dropped("endless_marks", "at character 1")
+    assert time.process_time() - started < 1
+    # negative controls: a short run of marks, and a long text with many short ones
+    for text in ("가" + marks[:100], "e\u0316\u0301" * 20_000):
+        kept = Normalize()(document(text))
+        assert isinstance(kept, Document)
+        assert kept.text == unicodedata.normalize("NFC", text)

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
+from io import BufferedWriter
 from pathlib import Path
 from types import TracebackType
 
@@ -22,7 +23,7 @@ class Buckets:
     """
 
     def __init__(self, folder: Path, width: int, highest: int, expected_bytes: int, memory: int):
-        """Open the files in a new folder.
+        """Make a new folder; a file is opened when it gets its first row.
 
         Args:
             folder: is created, and emptied again by leaving the context.
@@ -34,9 +35,9 @@ class Buckets:
         self._folder, self._width, self._highest, self._memory = folder, width, highest, memory
         # so many that each can be sorted; not so many that a process may not open them
         count = min(max(-(-expected_bytes * _COPIES // memory), 1), 256)
-        self._step = highest // count + 1
+        self._count, self._step = count, highest // count + 1
         folder.mkdir(parents=True)
-        self._files = [open(folder / f"{i:03d}", "xb") for i in range(count)]  # noqa: SIM115
+        self._files: dict[int, BufferedWriter] = {}
 
     def __enter__(self) -> "Buckets":
         return self
@@ -47,7 +48,7 @@ class Buckets:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        for file in self._files:
+        for file in self._files.values():
             file.close()
             Path(file.name).unlink(missing_ok=True)
         with contextlib.suppress(OSError):
@@ -55,18 +56,23 @@ class Buckets:
 
     def add(self, rows: U64) -> None:
         """Take rows ``[n, width]`` in any order."""
-        if len(self._files) == 1:
-            rows.tofile(self._files[0])
+        if self._count == 1:
+            self._write(0, rows)
             return
         which = (rows[:, 0] // np.uint64(self._step)).astype(np.intp)
         order = np.argsort(which, kind="stable")
-        borders = np.searchsorted(which[order], np.arange(len(self._files) + 1))
+        borders = np.searchsorted(which[order], np.arange(self._count + 1))
         for i in np.flatnonzero(np.diff(borders)):
-            rows[order[borders[i] : borders[i + 1]]].tofile(self._files[i])
+            self._write(int(i), rows[order[borders[i] : borders[i + 1]]])
+
+    def _write(self, which: int, rows: U64) -> None:
+        if which not in self._files:
+            self._files[which] = (self._folder / f"{which:03d}").open("xb")
+        rows.tofile(self._files[which])
 
     def sorted(self) -> Iterator[U64]:
         """All rows in ascending order, in pieces that are cut where the first number changes."""
-        for i, file in enumerate(self._files):
+        for i, file in sorted(self._files.items()):
             file.flush()
             lowest = i * self._step
             yield from self._pieces(
@@ -78,7 +84,7 @@ class Buckets:
         if size * _COPIES <= self._memory or lowest >= highest:
             if size:
                 rows = np.fromfile(path, np.uint64).reshape(-1, self._width)
-                yield rows[np.lexsort(rows.T[::-1])]
+                yield _in_order(rows)
             return
         inner = Buckets(
             path.with_name(path.name + "-parts"),
@@ -101,3 +107,16 @@ class Buckets:
         with path.open("rb") as file:
             while len(numbers := np.fromfile(file, np.uint64, count)):
                 yield numbers.reshape(-1, self._width)
+
+
+def _in_order(rows: U64) -> U64:
+    """The rows in ascending order: by the first number, which is fast, then those that share it."""
+    ordered = rows[np.argsort(rows[:, 0])]
+    same = ordered[1:, 0] == ordered[:-1, 0]
+    ties = np.zeros(len(rows), bool)
+    ties[1:] = same
+    ties[:-1] |= same
+    # rows of one first number stand together, so that sorted ties fill the same places
+    tied = ordered[ties]
+    ordered[ties] = tied[np.lexsort(tied.T[::-1])]
+    return ordered

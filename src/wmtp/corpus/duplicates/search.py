@@ -201,7 +201,7 @@ def _joined_sketches(opened: Sequence[Signatures], scratch: Path) -> NDArray[np.
             # a mapped array of its own writes itself in one piece only
             for start in range(0, len(unit), _PAIRS_AT_A_TIME):
                 np.asarray(unit.sketch[start : start + _PAIRS_AT_A_TIME]).tofile(file)
-    return np.memmap(scratch / "sketch", np.uint8, "r").reshape(-1, width)
+    return np.asarray(np.memmap(scratch / "sketch", np.uint8, "r")).reshape(-1, width)
 
 
 def _find_pairs(

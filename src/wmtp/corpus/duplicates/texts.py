@@ -31,7 +31,7 @@ class StoredTexts:
             OSError: a file is missing.
         """
         self._folders = folders
-        self._ends = [np.load(folder / "ends.npy", mmap_mode="r") for folder in folders]
+        self._ends = [np.asarray(np.load(folder / "ends.npy", mmap_mode="r")) for folder in folders]
         self._first = np.cumsum([0, *map(len, self._ends)])
 
     def __call__(self, number: int) -> str:

@@ -45,6 +45,22 @@ NOTICES = (
 )
 """What lines that say nothing of their page's subject contain."""
 
+# each notice has one of these, so that most texts are asked for few words
+_ROOTS = (
+    *("무단", "재배포", "저작권자", "ights reserved", "IGHTS RESERVED", "등록번호", "통신판매업"),
+    *(
+        "개인정보",
+        "청소년보호",
+        "쿠키를",
+        "로그인",
+        "페이지",
+        "접근 권한",
+        "스크립트",
+        "JavaScript",
+    ),
+    "orem ipsum",
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Boilerplate:
@@ -69,7 +85,7 @@ class Boilerplate:
     def __call__(self, document: Document) -> Document | Dropped:
         """The document, or why it is dropped."""
         text = document.text
-        if not any(notice in text for notice in NOTICES):
+        if not any(root in text for root in _ROOTS):
             return document
         inside = sum(
             len(line)

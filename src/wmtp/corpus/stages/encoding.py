@@ -6,10 +6,10 @@ from typing import ClassVar
 
 from wmtp.corpus.document import Document, Dropped
 from wmtp.corpus.stages.base import NOTHING, Counts
+from wmtp.corpus.stages.hangul import SYLLABLES, rare_syllables, syllables_at_least
 
 _REPLACEMENT = "\ufffd"
 _LATIN_SUPPLEMENT = re.compile("[\u0080-\u00ff\u0152-\u0192\u02c6-\u02dc\u2013-\u2122]")
-_SYLLABLES = re.compile("[가-힣]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,22 +62,22 @@ class WrongEncoding:
     def _mojibake(self, text: str) -> Dropped | None:
         if text.isascii():
             return None
-        hangul = "".join(_SYLLABLES.findall(text))
-        rare = _rare(hangul)
-        if len(hangul) >= self.min_syllables and rare > self.max_rare_share * len(hangul):
+        rare = rare_syllables(text)
+        if rare >= self.min_rare:
+            hangul = "".join(SYLLABLES.findall(text))
             distinct = "".join(set(hangul))
-            if _rare(distinct) > max(self.max_rare_share * len(distinct), self.min_rare - 1):
+            if (
+                len(hangul) >= self.min_syllables
+                and rare > self.max_rare_share * len(hangul)
+                and rare_syllables(distinct) >= self.min_rare
+                and rare_syllables(distinct) > self.max_rare_share * len(distinct)
+            ):
                 return Dropped("mojibake", f"{rare} of {len(hangul)} syllables are hardly used")
-        if len(hangul) < self.max_latin_share * len(text):
+        if syllables_at_least(text) < self.max_latin_share * len(text):
             latin = len(_LATIN_SUPPLEMENT.findall(text))
             if latin > self.max_latin_share * len(text) and (found := _korean_behind(text)):
                 return Dropped("mojibake", f"{found} read as Latin")
         return None
-
-
-def _rare(hangul: str) -> int:
-    """How many syllables KS X 1001 does not have: EUC-KR spells those out in 8 bytes, not 2."""
-    return (len(hangul.encode("euc-kr")) - 2 * len(hangul)) // 6
 
 
 def _korean_behind(text: str) -> str | None:
@@ -85,8 +85,8 @@ def _korean_behind(text: str) -> str | None:
     for wrong in ("cp1252", "latin-1"):
         data = text.encode(wrong, "ignore")
         for right in ("utf-8", "cp949"):
-            hangul = "".join(_SYLLABLES.findall(data.decode(right, "ignore")))
-            usual = len(hangul) - _rare(hangul)
+            hangul = "".join(SYLLABLES.findall(data.decode(right, "ignore")))
+            usual = len(hangul) - rare_syllables(hangul)
             if usual * (3 if right == "utf-8" else 2) > 0.3 * len(data) and usual > 0.9 * len(
                 hangul
             ):

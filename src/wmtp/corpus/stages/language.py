@@ -7,15 +7,13 @@ from typing import Any, ClassVar
 
 from wmtp.corpus.document import Document, Dropped
 from wmtp.corpus.stages.base import NOTHING, Counts
+from wmtp.corpus.stages.hangul import HANGUL, LETTERS, size_of, syllables_at_least
 from wmtp.errors import DataError
 
-# syllables; jamo of old and modern Hangul, as conjoining and as single letters
-_HANGUL = re.compile("[가-힣\u1100-\u11ff\u3131-\u318e\ua960-\ua97c\ud7b0-\ud7fb]+")
-_LETTERS = re.compile(r"[^\W\d_]+")
 _HANJA = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]+")
-_CODE_LINE = re.compile(
-    r"^(?: {4}|\t|[ >$#/*]*$)|[{};=<>\\_|]|\w\(|\)\s*$|^\s*[\w.-]+:?\s*$|^//|^#"
-)
+_CODE_STARTS = ("    ", "\t", "$ ", ">>> ", "//", "#include")
+_CODE_SIGNS = re.compile(r"[{}()\[\];=<>\\_|#/*+&%$@`:]")
+_CODE_SIGN_SHARE = 0.08
 _FENCED = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 
 
@@ -53,18 +51,17 @@ class Language:
     def __call__(self, document: Document) -> Document | Dropped:
         """The document, or why it is dropped."""
         text = document.text
-        hangul = _size(_HANGUL, text)
-        # all characters are at least the letters: most texts need no second count
-        if hangul >= self.plain_share * len(text):
+        # all characters are at least the letters: most texts need no other count
+        if syllables_at_least(text) >= self.plain_share * len(text):
             return document
-        letters = _size(_LETTERS, text)
+        hangul, letters = size_of(HANGUL, text), size_of(LETTERS, text)
         # conjoining vowels and finals are letters too, but to no other rule
         if hangul >= self.plain_share * letters:
             return document
         if hangul < self.least_share * letters:
             return Dropped("foreign_language", f"{hangul} of {letters} letters are Hangul")
         prose = _without_code(text)
-        hangul, letters, hanja = (_size(kind, prose) for kind in (_HANGUL, _LETTERS, _HANJA))
+        hangul, letters, hanja = (size_of(kind, prose) for kind in (HANGUL, LETTERS, _HANJA))
         if hanja <= hangul:
             letters -= hanja
         if hangul and hangul >= self.plain_share * letters:
@@ -79,14 +76,17 @@ class Language:
         return self(document), NOTHING
 
 
-def _size(kind: re.Pattern[str], text: str) -> int:
-    return len("".join(kind.findall(text)))
-
-
 def _without_code(text: str) -> str:
     """The lines that are prose, or at least have some Hangul."""
     lines = _FENCED.sub("", text).split("\n")
-    return "\n".join(line for line in lines if _HANGUL.search(line) or not _CODE_LINE.search(line))
+    return "\n".join(line for line in lines if HANGUL.search(line) or not _is_code(line))
+
+
+def _is_code(line: str) -> bool:
+    """Whether a line is indented as code is, or has as many signs; prose has 1 in 50."""
+    if line.startswith(_CODE_STARTS):
+        return True
+    return len(_CODE_SIGNS.findall(line)) >= _CODE_SIGN_SHARE * len(line)
 
 
 @functools.cache

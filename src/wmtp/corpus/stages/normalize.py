@@ -5,7 +5,7 @@ import unicodedata
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from wmtp.corpus.document import Document
+from wmtp.corpus.document import Document, Dropped
 from wmtp.corpus.stages.base import NOTHING, Counts
 
 # all that may have to go: C0 but tab and newline, DEL, C1, lone surrogates
@@ -14,6 +14,11 @@ _NEWLINE = re.compile("\r\n?|[\x0b\x0c\x85]")
 _CONTROL = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f]+")
 _SURROGATE = re.compile("[\ud800-\udfff]+")
 _BYTE_ORDER_MARK = "\ufeff"
+# NFC sorts each run of combining marks in a time that grows with the square of its length
+_MARKS = re.compile(
+    "[" + "".join(c for c in map(chr, range(0x300, 0x1F000)) if unicodedata.combining(c)) + "]{500}"
+)
+_HARMLESS_LENGTH = 20_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +27,12 @@ class Normalize:
 
     Nothing else is touched: digits, laughter, old Hangul, hanja, emoji with their joiners, lone
     jamo and spaces stay. NFC itself replaces compatibility hanja (U+F914) by the unified ones
-    (U+6A02); that and every other change is counted in bytes of UTF-8.
+    (U+6A02); that and every other change is counted in bytes of UTF-8. A text of more than 20,000
+    characters with 500 combining marks in a row, of which no word has ten, is dropped: normalizing
+    it could take for ever.
+
+    Drops:
+        ``endless_marks``.
 
     Example:
         >>> normalize_text("2000000원\r\nㅋㅋㅋ\x00")
@@ -31,12 +41,14 @@ class Normalize:
 
     name: ClassVar[str] = "normalize"
 
-    def __call__(self, document: Document) -> Document:
-        """The document with its text normalized; never dropped."""
+    def __call__(self, document: Document) -> Document | Dropped:
+        """The document with its text normalized, or why it is dropped."""
         return self.counted(document)[0]
 
-    def counted(self, document: Document) -> tuple[Document, Counts]:
+    def counted(self, document: Document) -> tuple[Document | Dropped, Counts]:
         """The same, and the counts of ``normalize_text``."""
+        if len(document.text) > _HARMLESS_LENGTH and (marks := _MARKS.search(document.text)):
+            return Dropped("endless_marks", f"at character {marks.start()}"), NOTHING
         text, counts = normalize_text(document.text)
         return (document if text is document.text else replace(document, text=text)), counts
 

@@ -71,15 +71,19 @@ class Repetition:
 
     def _eojeols(self, eojeols: Sequence[str]) -> Dropped | None:
         characters = sum(map(len, eojeols))
+        counts = Counter(eojeols)
         runs = len(eojeols) - self.run + 1
-        distinct = len(set(zip(*(eojeols[i:] for i in range(self.run)), strict=False)))
-        if runs - distinct > self.max_run_share * runs:
-            return Dropped("repeated_runs", f"{runs - distinct} of {runs} runs were there before")
-        most = max(Counter(eojeols).values())
-        longest = max(map(len, eojeols))
+        # a run that was there before begins with an eojeol that was there before
+        if len(eojeols) - len(counts) > self.max_run_share * runs:
+            distinct = len(set(zip(*(eojeols[i:] for i in range(self.run)), strict=False)))
+            if runs - distinct > self.max_run_share * runs:
+                return Dropped(
+                    "repeated_runs", f"{runs - distinct} of {runs} runs were there before"
+                )
+        most = max(times * len(eojeol) for eojeol, times in counts.items())
         for n, share in enumerate(self.max_top_share, start=2):
-            # no run of n comes more often than its most frequent eojeol
-            if most * n * longest <= share * characters:
+            # what n eojeols cover together, each of them covers at least as much alone
+            if n * most <= share * characters:
                 continue
             grams = Counter(zip(*(eojeols[i:] for i in range(n)), strict=False))
             gram, times = max(grams.items(), key=lambda item: (item[1], item[0]))

@@ -6,8 +6,8 @@ from typing import ClassVar
 
 from wmtp.corpus.document import Document, Dropped
 from wmtp.corpus.stages.base import NOTHING, Counts
+from wmtp.corpus.stages.hangul import LETTERS, size_of, syllables_at_least
 
-_LETTERS = re.compile(r"[^\W\d_]+")
 _REPEATED = re.compile(r"(.)\1{3,}")
 
 
@@ -44,11 +44,11 @@ class Shape:
     def __call__(self, document: Document) -> Document | Dropped:
         """The document, or why it is dropped."""
         text = document.text
-        letters = len("".join(_LETTERS.findall(text)))
-        if letters < self.min_letters:
-            return Dropped("too_short", f"{letters} letters")
-        # all characters are at least those other than spaces: most texts need no second look
-        if letters < self.min_letter_share * len(text):
+        surely = syllables_at_least(text)
+        if surely < self.min_letters or surely < self.min_letter_share * len(text):
+            letters = size_of(LETTERS, text)
+            if letters < self.min_letters:
+                return Dropped("too_short", f"{letters} letters")
             visible = len("".join(text.split()))
             if letters < self.min_letter_share * visible:
                 return Dropped("few_letters", f"{letters} of {visible} characters")
