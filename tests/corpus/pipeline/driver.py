@@ -52,7 +52,7 @@ def main() -> None:
         child = os.fork()
         if child == 0:
             # the first call of each attempt is another one: what was done is not done again
-            work(spec, attempt % 3 + 1 if calls else None)
+            work(spec, attempt % 5 + 1 if calls else None)
             os._exit(0)
         if "seconds" in spec and attempt < spec["kills"]:
             time.sleep(generator.uniform(0.01, spec["seconds"]))

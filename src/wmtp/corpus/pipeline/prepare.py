@@ -81,7 +81,7 @@ def prepare_corpus(
     check_extra()
     with _folder_of_ours(out):
         begun = time.monotonic()
-        plan = _settle_plan(settings, out)
+        before, plan = _settle_plan(settings, out)
         if (out / REPORT_FILE).is_file():
             return [f"{out} is complete: nothing to do", *_summary(out)]
         work = out / WORK_FOLDER
@@ -94,6 +94,8 @@ def prepare_corpus(
             shape=SignatureShape(),
         )
         with storage_errors(f"{work} could not be written"):
+            if before is None:  # all that can be refused before has been
+                replace_file(out / PLAN_FILE, plan.dumps().encode())
             tool.folder.mkdir(parents=True, exist_ok=True)
             for left in tool.folder.glob(".tmp-*"):
                 shutil.rmtree(left)
@@ -102,7 +104,12 @@ def prepare_corpus(
         with pool(workers, tool) as run:
             seconds = {"cut": _do_units(plan, tool, run, console), "search": 0.0, "files": 0.0}
             units = _units_in_order(plan, tool.folder)
-            sources = _add_up(settings, plan, units)
+            try:
+                sources = _add_up(settings, plan, units)
+            except DataError:  # nobody can go on with this plan
+                (out / PLAN_FILE).unlink()
+                shutil.rmtree(work)
+                raise
             searched = time.process_time()
             console.line(f"looking for duplicates among {_count(units):,} documents")
             selection = select(
@@ -177,8 +184,8 @@ def _folder_of_ours(out: Path) -> Iterator[None]:
         yield
 
 
-def _settle_plan(settings: CorpusSettings, out: Path) -> Plan:
-    """The plan, which is that of what was begun here if anything was.
+def _settle_plan(settings: CorpusSettings, out: Path) -> tuple[Plan | None, Plan]:
+    """What was begun here, if anything was; and the plan, which is the same if so.
 
     Raises:
         ConfigError: something else was.
@@ -187,16 +194,14 @@ def _settle_plan(settings: CorpusSettings, out: Path) -> Plan:
     before = read_plan(path) if path.is_file() else None
     plan = make_plan(settings, before)
     if before is None:
-        with storage_errors(f"{path} could not be written"):
-            replace_file(path, plan.dumps().encode())
-        return plan
+        return None, plan
     if changed := differences(before, plan):
         more = f" (and {len(changed) - 3} more)" if len(changed) > 3 else ""
         raise ConfigError(
             f"'{out}' was begun with something else: {'; '.join(changed[:3])}{more}.\n"
             "Put that back, delete the folder, or name another one."
         )
-    return replace(plan, unit_bytes=before.unit_bytes)
+    return before, replace(plan, unit_bytes=before.unit_bytes)
 
 
 def _do_units(plan: Plan, tool: UnitWorker, run: Run, console: Console) -> float:
@@ -274,7 +279,7 @@ def _add_up(
     )
     for unit in units:
         sources[plan.inputs[unit.file].source].tally.add(unit.tally)
-    for source in sources:
+    for i, source in enumerate(sources):
         tally = source.tally
         bad = ", ".join(f"{reason} {count}" for reason, count in tally.bad.most_common(3))
         first = next((s[0].place for r, s in tally.samples.items() if r.startswith("bad: ")), "")
@@ -284,8 +289,10 @@ def _add_up(
                 f"read ({bad}; the first is {first}). Is its format right?"
             )
         if not tally.documents:
-            raise DataError(f"source {source.name}: none of its {tally.records} records is a "
-                            "document.")  # fmt: skip
+            name = next(file.name for file in plan.inputs if file.source == i)
+            raise DataError(
+                f"source {source.name} ({name}): none of its {tally.records} records is a document."
+            )
     return sources
 
 
