@@ -43,7 +43,7 @@ def prepare(
     ] = None,
     sources: Annotated[
         Path | None,
-        typer.Option("--sources", help="To clean text: YAML list of raw corpora (docs/corpus.md)."),
+        typer.Option("--sources", help="To clean text: YAML list of raw corpora (docs/korean.md)."),
     ] = None,
     workers: Annotated[
         int | None, typer.Option(min=1, help="To clean text: processes; all cores unless given.")
