@@ -226,7 +226,8 @@ def main() -> None:
         found = json.loads(done.stdout)
         print(
             f"| {name} | {size / 1e6:.0f} | {found['documents']:,} "
-            f"| {size / 1e6 / found['cut']:.0f} | {size / 1e6 / found['made']:.1f} | {found['peak']:.0f} |",
+            f"| {size / 1e6 / found['cut']:.0f} | {size / 1e6 / found['made']:.1f} "
+            f"| {found['peak']:.0f} |",
             flush=True,
         )
 
