@@ -1,4 +1,5 @@
 import random
+import tracemalloc
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,6 +13,7 @@ from tests.corpus.examples import real_texts
 from wmtp.corpus.duplicates import (
     Duplicates,
     DuplicateSettings,
+    Signatures,
     SignatureShape,
     SplitSettings,
     StoredTexts,
@@ -21,6 +23,7 @@ from wmtp.corpus.duplicates import (
     sign,
     write_texts,
 )
+from wmtp.corpus.duplicates import search as search_module
 from wmtp.corpus.duplicates.signatures import jaccard, shingles
 
 SETTINGS = DuplicateSettings()
@@ -209,6 +212,37 @@ def test_very_long_texts_are_judged_by_their_signatures(tmp_path: Path) -> None:
     assert search(tmp_path / "a", texts).kept.tolist() == [True, False, True]
     short = search(tmp_path / "b", texts, replace(SETTINGS, longest=10))
     assert short.kept.tolist() == [True, False, True]
+
+
+def bytes_at_most(folder: Path, documents: int, memory: int) -> int:
+    """Traced peak of a search among documents that agree in nothing."""
+    rng, unit, size = np.random.default_rng(0), 4000, SETTINGS.shape.permutations
+    units = [folder / f"{start:06d}" for start in range(0, documents, unit)]
+    for each in units:
+        each.mkdir(parents=True)
+        exact, bands = (rng.integers(0, 2**63, shape).astype(np.uint64)
+                        for shape in ((unit, 2), (SETTINGS.shape.bands, unit)))  # fmt: skip
+        Signatures(exact, bands, np.zeros((unit, size), np.uint8)).write(each)
+    settings = replace(SETTINGS, memory_bytes=memory)
+    tracemalloc.start()
+    try:
+        assert find_duplicates(units, str, folder / "scratch", settings).kept.all()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_memory_grows_by_a_few_bytes_a_document(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search_module, "_NUMBERS_AT_A_TIME", 1000)
+    few, many = 12_000, 48_000
+    bounded = [bytes_at_most(tmp_path / f"b{n}", n, 400_000) for n in (few, many)]
+    # 5 for each document, and what a unit of only 4000 takes for its open files
+    assert bounded[1] - bounded[0] < 12 * (many - few)
+    # negative control: with memory for everything, everything is sorted at once
+    free = [bytes_at_most(tmp_path / f"f{n}", n, 1 << 30) for n in (few, many)]
+    assert free[1] - free[0] > 24 * (many - few)
 
 
 def test_an_empty_corpus_and_empty_units(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from wmtp.corpus.duplicates.texts import RecentShingles, TextOf
 _HIGHEST = 2**64 - 1
 _MOST_DOCUMENTS = 2**32 - 1
 _PAIRS_AT_A_TIME = 1 << 15
-_NUMBERS_AT_A_TIME = 1 << 20
+_NUMBERS_AT_A_TIME = 1 << 18
 _BYTES_OF_A_SHINGLE = 120
 
 

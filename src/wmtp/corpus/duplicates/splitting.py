@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from wmtp.corpus.duplicates.search import Duplicates
 from wmtp.corpus.duplicates.signatures import Signatures
 
-_NUMBERS_AT_A_TIME = 1 << 20
+_NUMBERS_AT_A_TIME = 1 << 18
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,13 +52,14 @@ def in_validation(
         ``[n]``; a dropped document is where the one that it repeats is.
     """
     chosen = np.zeros(len(found.link), bool)
-    small = _sizes(found) <= settings.largest_group
+    sizes = _sizes(found)
     below = round(settings.validation_share * 2**64)
     first = 0
     for folder in units:
         exact = np.asarray(Signatures.open(folder).exact)
         numbers = np.arange(first, first + len(exact))
-        heads = numbers[(found.link[numbers] == numbers) & small[numbers]]
+        piece = slice(first, first + len(exact))
+        heads = numbers[(found.link[piece] == numbers) & (sizes[piece] <= settings.largest_group)]
         for number in heads:
             key = exact[number - first].astype(">u8").tobytes()
             chosen[number] = xxhash.xxh3_64_intdigest(key, seed=settings.seed) < below
