@@ -324,6 +324,8 @@ def _count_selection(
             ("near_duplicate", ~equal & (percents > 0)),
         ):
             numbers = np.flatnonzero(chosen)
+            if not len(numbers):
+                continue
             source.tally.dropped[reason] += len(numbers)
             source.tally.dropped_bytes[reason] += int(sizes[numbers].sum())
             for number in numbers[:SAMPLES].tolist():
