@@ -85,6 +85,7 @@ bench: $(VENV)/.test
 	$(BIN)/python benchmarks/greedy_equality.py
 	$(BIN)/python benchmarks/attention.py
 	$(BIN)/python benchmarks/memory.py --once
+	$(BIN)/python benchmarks/corpus_readers.py
 
 clean:
 	rm -rf $(VENV) .cache runs .pytest_cache .mypy_cache .ruff_cache

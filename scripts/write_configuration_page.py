@@ -13,7 +13,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from wmtp.config import Config, Recipe, SourceSpec, section_of
+from wmtp.config import Config, Recipe, SourceSpec
+from wmtp.sections import section_of
 from wmtp.weighting import ALGORITHMS, Weighting
 
 PAGE = Path(__file__).parent.parent / "docs" / "configuration.md"

@@ -18,9 +18,10 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from tests.test_config import CONFIG, RECIPE, with_value, write
-from wmtp.config import Config, Recipe, SourceSpec, section_of
+from wmtp.config import Config, Recipe, SourceSpec
 from wmtp.config_check import load_settings
 from wmtp.errors import ConfigError
+from wmtp.sections import section_of
 from wmtp.weighting import ALGORITHMS, Weighting
 
 Path_ = tuple[str, ...]

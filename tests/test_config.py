@@ -6,11 +6,12 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from wmtp.config import Config, Recipe, Settings, section_of
+from wmtp.config import Config, Recipe, Settings
 from wmtp.config_check import changes_since, load_settings
 from wmtp.errors import ConfigError
 from wmtp.opening.checks import check_start
 from wmtp.runtime.run_folder import create_run_folder
+from wmtp.sections import section_of
 from wmtp.weighting import RandomMatched, Rho1, Shuffled
 
 RECIPE: dict[str, Any] = {

@@ -92,6 +92,13 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
         (root / name / "metrics.jsonl").write_text('{"step": 1, "eval/loss": 2.5}\n')
     (root / "tracked/metrics.jsonl").write_text('{"step": 1, "loss": 2.5}\n')
+    raw = {"text": "서울은 대한민국의 수도이고 부산은 바다에 닿아 있다."}
+    (root / "raw.jsonl").write_text(json.dumps(raw) + "\n")
+    (root / "questions.json").write_text('["대한민국의 수도는 어디인가?"]')
+    (root / "sources.yaml").write_text(
+        "sources: [{name: a, paths: [raw.jsonl], format: jsonl, license: CC0-1.0}]\n"
+        "decontaminate: [questions.json]\n"
+    )
     (root / "report.json").write_text(
         '{"format": 1, "wmtp": "0", "torch": "2", "python": "3", "system": "Linux", "chip": "x", '
         '"cores": 1, "memory_gibibytes": 1.0, "devices": {}, "figures": [], "left_out": []}'
@@ -307,6 +314,9 @@ SLOTS: dict[str, dict[str, tuple[str, Callable[[Path], list[Any]]]]] = {
             "tokenizer",
             lambda w: ["--source", w / "text.txt", "--tokenizer", w / "tokenizer", *OUT],
         ),
+        "--sources": ("sources", lambda w: ["--sources", w / "sources.yaml", *OUT]),
+        "sources.0.paths": ("raw", lambda w: ["--sources", w / "sources.yaml", *OUT]),
+        "decontaminate": ("questions", lambda w: ["--sources", w / "sources.yaml", *OUT]),
     },
     "data score": {
         "--recipe": ("settings", lambda w: ["--recipe", w / "settings.yaml"]),
@@ -726,6 +736,27 @@ PLACES = {
     "problems": ("problems.jsonl", BAD_LINES),
     "format": ("format.yaml", BAD_SETTINGS | {"no place": content("template: x\n")}),
     "shards": ("shards", BAD_SHARDS),
+    "sources": (
+        "sources.yaml",
+        BAD_SETTINGS
+        | {
+            "nothing": content("sources: []\n"),
+            "other types": content("sources: [1]\ndecontaminate: {a: 1}\nseed: x\n"),
+            "no such format": content("sources: [{name: a, paths: [raw.jsonl], format: pickle}]"),
+            "no license": content("sources: [{name: a, paths: [raw.jsonl], format: jsonl}]"),
+            "a name above": content(
+                "sources: [{name: ../a, paths: [raw.jsonl], format: text, license: x}]"
+            ),
+        },
+    ),
+    "raw": (
+        "raw.jsonl",
+        {n: c for n, c in BAD_LINES.items() if n != "sparse"} | {"nothing": lambda p: p.unlink()},
+    ),
+    "questions": (
+        "questions.json",
+        {n: c for n, c in BAD_JSON.items() if n not in ("sparse", "a list", "null", "empty")},
+    ),
     "value_head": ("value_head", BAD_VALUE_HEADS),
     "checkpoint": ("run/checkpoints/step-00000001", BAD_CHECKPOINTS),
     "run": ("run", BAD_RUNS),
@@ -752,6 +783,7 @@ FIRST_OF_ITS_KIND = {
     ("evaluate", "model"), ("evaluate", "gpt2"), ("data inspect", "shards"), ("average", "run"),
     ("data prepare", "tokenizer"), ("data prepare", "text"), ("train", "value_head"),
     ("train", "settings"), ("train", "checkpoint"), ("judge", "samples"), ("judge", "problems"),
+    ("data prepare", "sources"), ("data prepare", "questions"),
 }  # fmt: skip
 """Where everything is tried; elsewhere a few of each kind, to see that the reader is the same."""
 

@@ -4,15 +4,11 @@ Every section refuses unknown keys and every number has bounds. ``config_check.l
 reads files into these sections.
 """
 
-import types
-import typing
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     InstanceOf,
     SerializeAsAny,
@@ -21,23 +17,11 @@ from pydantic import (
 
 from wmtp.runtime.environment import HIGH_WATERMARK, LOW_WATERMARK
 from wmtp.secrets import without_secrets
+from wmtp.sections import Section, as_tuple
 from wmtp.weighting import Weighting, find_critic
 
-
-class Section(BaseModel):
-    """A part of the settings: frozen, typed, no unknown keys."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=()
-    )
-
-
-def _as_tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
-
-
-Floats = Annotated[tuple[float, ...], BeforeValidator(_as_tuple)]
-Names = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
+Floats = Annotated[tuple[float, ...], BeforeValidator(as_tuple)]
+Names = Annotated[tuple[str, ...], BeforeValidator(as_tuple)]
 
 
 # config: the machine ------------------------------------------------------------------------------
@@ -306,7 +290,7 @@ def _as_source(value: Any) -> Any:
 
 
 Sources = Annotated[
-    tuple[Annotated[SourceSpec, BeforeValidator(_as_source)], ...], BeforeValidator(_as_tuple)
+    tuple[Annotated[SourceSpec, BeforeValidator(_as_source)], ...], BeforeValidator(as_tuple)
 ]
 
 
@@ -432,7 +416,7 @@ class Optim(Section):
         None, gt=0, le=10, description="of the value head; default: lr, and 1e-3 in stage 1"
     )
     weight_decay: float = Field(0.1, ge=0, le=1)
-    betas: Annotated[tuple[float, float], BeforeValidator(_as_tuple)] = (0.9, 0.95)
+    betas: Annotated[tuple[float, float], BeforeValidator(as_tuple)] = (0.9, 0.95)
     eps: float = Field(1e-8, gt=0, lt=1)
     grad_clip: float | None = Field(1.0, gt=0, description="largest gradient norm; null for none")
     scheduler: Literal["constant", "cosine", "wsd"] = "cosine"
@@ -532,15 +516,3 @@ class Settings(Section):
     def as_dict(self) -> dict[str, Any]:
         """The effective settings as plain values, as written to ``run.yaml``."""
         return self.model_dump(mode="json")
-
-
-def section_of(annotation: Any) -> type[BaseModel] | None:
-    """The section class inside ``X``, ``X | None`` or ``tuple[X, ...]``, None if there is none."""
-    while not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
-        inner = [
-            part for part in typing.get_args(annotation) if part not in (types.NoneType, Ellipsis)
-        ]
-        if not inner or typing.get_origin(annotation) is Literal:
-            return None
-        annotation = inner[0]
-    return annotation

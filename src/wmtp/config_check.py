@@ -1,23 +1,17 @@
 """From files to checked settings: all faults of all files told at once, each with its place."""
 
-import difflib
-import re
-import reprlib
-from collections.abc import Set
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic import BaseModel
 
-from wmtp.config import Config, Recipe, Settings, section_of
+from wmtp.config import Config, Recipe, Settings
 from wmtp.config_files import Document, Key, dotted, read_yaml_file
 from wmtp.errors import ConfigError
-from wmtp.secrets import redacted, without_secrets
+from wmtp.secrets import redacted
+from wmtp.sections import check_section, nearest, shown
 from wmtp.weighting import ALGORITHMS, Weighting, find_weighting
 from wmtp.weighting.baseline import Baseline
-
-M = TypeVar("M", bound=BaseModel)
 
 PATTERNS_IN_WORDS: dict[Key, str] = {
     ("run", "name"): "Use letters, digits and . _ -, beginning with a letter or digit.",
@@ -62,12 +56,12 @@ def load_settings(
         _override(config, recipe, text, faults)
     faults += config.errors + recipe.errors
 
-    checked_config = _check(Config, config, faults)
+    checked_config = check_section(Config, config, faults, explain=_explain)
     before = len(faults)
     weighting = _check_weighting(recipe, "weighting", Path(recipe_path).parent, faults)
     recipe.values["weighting"] = weighting
     stands_in: set[Key] = {("weighting",)} if len(faults) > before else set()
-    checked_recipe = _check(Recipe, recipe, faults, doubted=stands_in)
+    checked_recipe = check_section(Recipe, recipe, faults, doubted=stands_in, explain=_explain)
     if faults or checked_config is None or checked_recipe is None:
         raise ConfigError("\n".join(dict.fromkeys(faults)))
     return Settings(config=checked_config, recipe=checked_recipe)
@@ -130,7 +124,7 @@ def _override(config: Document, recipe: Document, text: str, faults: list[str]) 
         document = recipe
     else:
         known = [*Config.model_fields, *Recipe.model_fields]
-        faults.append(f"--set {text}: no section {key[0]!r}.{_nearest(key[0], known)}")
+        faults.append(f"--set {text}: no section {key[0]!r}.{nearest(key[0], known)}")
         return
     document.set(key, value, f"--set {text}")
 
@@ -152,7 +146,7 @@ def _check_weighting(
     if not isinstance(fields, dict) or not isinstance(fields.get("algorithm"), str):
         if document.readable and not document.faulted & {(name,), (name, "algorithm")}:
             found = None if not isinstance(fields, dict) else fields.get("algorithm")
-            what = "missing" if found is None else f"{_shown(found)}, which is no name"
+            what = "missing" if found is None else f"{shown(found)}, which is no name"
             faults.append(
                 f"{document.origin((name, 'algorithm'))}: {called} is {what}. "
                 f"Use {', '.join(sorted(ALGORITHMS))}, or the path of a .py file of your own."
@@ -173,155 +167,17 @@ def _check_weighting(
     for key, field in kind.model_fields.items():
         if field.annotation is Weighting and key in section.values:
             section.values[key] = _check_weighting(section, key, folder, faults, prefix)
-    return _check(kind, section, faults, prefix) or Baseline()
+    return check_section(kind, section, faults, prefix, explain=_explain) or Baseline()
 
 
-def _check(
-    model: type[M],
-    document: Document,
-    faults: list[str],
-    prefix: Key = (),
-    doubted: Set[Key] = frozenset(),
-) -> M | None:
-    """The checked section, None after a fault.
-
-    What keys have to do with each other is only looked at where each is right by itself. So the
-    wrong ones are taken out and the rest is checked again, for what does not speak of them.
-
-    Args:
-        model: what the section must be.
-        document: its values and where they come from.
-        faults: what is wrong is added here.
-        prefix: where in the file the document begins.
-        doubted: keys of whose neighbours nothing is said either: their values are not the user's.
-    """
-    if not document.readable:
-        return None
-    try:
-        return model.model_validate(document.values)
-    except ValidationError as error:
-        details = error.errors(include_url=False)
-    places = {detail["loc"] for detail in details}
-    for detail in details:
-        key = detail["loc"]
-        inside = any(len(other) > len(key) and other[: len(key)] == key for other in places)
-        told = any(key[:length] in document.faulted for length in range(1, len(key) + 1))
-        # a list is too short for pydantic where its only entry is wrong, which is told
-        if not told and not (inside and detail["type"] == "too_short"):
-            faults += _faults(model, document, detail, prefix, doubted)
-    left_out = set(doubted)
-    while wrong := {_path(detail["loc"]) for detail in details} - left_out - {()}:
-        left_out |= wrong
-        try:
-            model.model_validate(_without(document.values, left_out - doubted))
-            break
-        except ValidationError as error:
-            details = error.errors(include_url=False)
-        for detail in details:
-            if detail["type"] == "value_error":
-                faults += _faults(model, document, detail, prefix, left_out)
+def _explain(model: type[BaseModel], key: Key) -> str | None:
+    """What a key was called before, in which file it belongs, or which text it takes."""
+    if key in PATTERNS_IN_WORDS:
+        return PATTERNS_IN_WORDS[key]
+    called = dotted(key)
+    if key in FORMER_KEYS:
+        return f"{called} is now called {FORMER_KEYS[key]}."
+    for other, name in ((Config, "config"), (Recipe, "recipe")):
+        if called in other.model_fields and model in (Config, Recipe):
+            return f"{called} belongs in the file that --{name} names."
     return None
-
-
-def _faults(
-    model: type[BaseModel], document: Document, detail: ErrorDetails, prefix: Key, doubted: Set[Key]
-) -> list[str]:
-    """The lines of a fault, but for those on a key's neighbours where its own value is wrong."""
-    lines = _fault(model, document, detail, prefix).split("\n")
-    if detail["type"] != "value_error":
-        return lines
-    return [line for line in lines if not _speaks_of(doubted, line)]
-
-
-def _path(key: Key) -> Key:
-    """Up to the list that the key may lie in."""
-    names = [isinstance(part, str) for part in key]
-    return key[: names.index(False)] if False in names else key
-
-
-def _without(values: Any, keys: set[Key]) -> Any:
-    """A copy of nested sections that lacks some keys."""
-    if not isinstance(values, dict):
-        return values
-    return {
-        name: _without(value, {key[1:] for key in keys if key[:1] == (name,)})
-        for name, value in values.items()
-        if (name,) not in keys
-    }
-
-
-def _speaks_of(keys: Set[Key], line: str) -> bool:
-    words = set(re.findall(r"\w+", line.partition(": ")[2]))
-    return any(str(key[-1]) in words for key in keys)
-
-
-def _fault(model: type[BaseModel], document: Document, detail: ErrorDetails, prefix: Key) -> str:
-    """One line: where, which key, what was found, what is allowed."""
-    key: Key = detail["loc"]
-    called = dotted((*prefix, *key))
-    origin = document.origin(key)
-    found = detail["input"]
-    kind = detail["type"]
-    allowed = detail.get("ctx", {})
-    if kind == "extra_forbidden":
-        former = FORMER_KEYS.get((*prefix, *key))
-        if former:
-            return f"{origin}: {called} is now called {former}."
-        for other, name in ((Config, "config"), (Recipe, "recipe")):
-            if called in other.model_fields and model in (Config, Recipe):
-                return f"{origin}: {called} belongs in the file that --{name} names."
-        siblings = _keys_of(model, key[:-1])
-        return f"{origin}: {called}: no such key.{_nearest(str(key[-1]), siblings)}"
-    if kind == "missing":
-        return f"{origin}: {called} is missing."
-    if kind == "literal_error":
-        options = str(allowed["expected"]).replace("'", "").replace(" or ", ", ").split(", ")
-        return f"{origin}: {called} is {_shown(found)}.{_nearest(str(found), options)}"
-    if kind == "bool_type":
-        return f"{origin}: {called} is {_shown(found)}. Allowed: true, false."
-    if kind in ("model_type", "dict_type", "model_attributes_type"):
-        return f"{origin}: {called} is {_shown(found)}, but a section with keys is expected."
-    if kind == "value_error":
-        told = str(allowed["error"]).split("\n")  # a section may have several faults
-        return "\n".join(f"{origin}: {called + ': ' if called else ''}{line}." for line in told)
-    if kind in ("too_short", "too_long"):
-        least, most = allowed.get("min_length"), allowed.get("max_length")
-        bound = f"at least {least} needed" if kind == "too_short" else f"at most {most} allowed"
-        return f"{origin}: {called} has {allowed['actual_length']} usable values; {bound}."
-    if kind == "tuple_type":
-        example = f", as in [{found}]" if isinstance(found, str | int | float) else ""
-        return f"{origin}: {called} is {_shown(found)}, but a list is expected{example}."
-    if kind == "string_pattern_mismatch":
-        return f"{origin}: {called} is {_shown(found)}. {PATTERNS_IN_WORDS[(*prefix, *key)]}"
-    message = detail["msg"].removeprefix("Input ").removeprefix("String ")
-    hint = ""
-    if kind in ("int_type", "float_type") and isinstance(found, str) and _NUMBER.fullmatch(found):
-        hint = " Write it without quotes."
-    shown = list(found) if isinstance(found, tuple) else found
-    return f"{origin}: {called} is {_shown(shown)}: it {message}.{hint}"
-
-
-_NUMBER = re.compile(r"[-+]?[0-9._]+(?:[eE][-+]?[0-9]+)?")
-_SHORT = reprlib.Repr()
-_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 100
-_SHORT.maxlist = _SHORT.maxdict = 8
-
-
-def _shown(value: Any) -> str:
-    """A value as Python writes it, short, and free of secrets before any of it is cut away."""
-    return _SHORT.repr(without_secrets(value) if isinstance(value, str) else value)
-
-
-def _keys_of(model: type[BaseModel], path: Key) -> list[str]:
-    """The keys of the section at a path, for naming the nearest one."""
-    section: type[BaseModel] | None = model
-    for part in path:
-        if isinstance(part, str) and section is not None:
-            section = section_of(section.model_fields[part].annotation)
-    return list(section.model_fields) if section is not None else []
-
-
-def _nearest(word: str, options: list[str]) -> str:
-    close = difflib.get_close_matches(word, options, n=1, cutoff=0.6)
-    hint = f" Did you mean {close[0]}?" if close else ""
-    return f"{hint} Allowed: {', '.join(options)}." if options else hint

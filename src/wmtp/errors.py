@@ -55,3 +55,9 @@ class TrackerError(WmtpError):
     """A tracker that was asked to take a run's metrics did not."""
 
     exit_code = 1
+
+
+class WorkerError(WmtpError):
+    """A process that worked for this one is gone."""
+
+    exit_code = 1

@@ -27,6 +27,7 @@ LAYERS = [
     {"opening"},
     {"comparison", "harness", "corpus"},
     {"config"},
+    {"sections"},
     {"config_files"},
     {"verify"},
     {"export"},

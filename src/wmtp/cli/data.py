@@ -15,12 +15,12 @@ from wmtp.cli.options import (
     RecipeFile,
     Split,
     Texts,
-    TokenizerPath,
     Verbose,
     make_sources,
     note,
     read_settings,
 )
+from wmtp.errors import ConfigError
 
 if TYPE_CHECKING:
     from wmtp.data.documents import BadLines
@@ -29,9 +29,25 @@ if TYPE_CHECKING:
 
 @data_app.command()
 def prepare(
-    source: Texts,
-    tokenizer: TokenizerPath,
-    out: Annotated[Path, typer.Option(help="Folder of shards to make.")],
+    out: Annotated[Path, typer.Option(help="Folder of shards, or of clean text, to make.")],
+    source: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--source",
+            help="To shards: file, folder, python-stdlib, or ORG/NAME of the Hugging Face hub; may "
+            "be repeated.",
+        ),
+    ] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option("--tokenizer", help="To shards: tokenizer.json or its folder.")
+    ] = None,
+    sources: Annotated[
+        Path | None,
+        typer.Option("--sources", help="To clean text: YAML list of raw corpora (docs/korean.md)."),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="To clean text: processes; all cores unless given.")
+    ] = None,
     split: Split = "all",
     data_format: Format = "auto",
     solutions: Annotated[
@@ -42,14 +58,33 @@ def prepare(
     ] = 1,
     verbose: Verbose = False,
 ) -> None:
-    """Tokenize text into shards that train, evaluate and score can read."""
+    """Make shards of text and a tokenizer, or clean text of raw corpora.
+
+    Shards, which train, evaluate and score can read, are made with --source and --tokenizer. With
+    --sources raw corpora are read, cleaned and freed of duplicates; the same command goes on where
+    it was stopped.
+    """
+    if (source is None) == (sources is None):
+        raise ConfigError("give --source (to shards) or --sources (to clean text), one of them.")
+    if sources is not None:
+        shard_options = {"--tokenizer": tokenizer, "--split": split, "--format": data_format,
+                         "--solutions": solutions}  # fmt: skip
+        for option, value in shard_options.items():
+            if value not in (None, "all", "auto", "correct"):
+                raise ConfigError(f"{option} belongs to --source; --sources makes no shards.")
+        _prepare_corpus(sources, out, workers)
+        return
+    if workers is not None:
+        raise ConfigError("--workers belongs to --sources.")
+    if tokenizer is None:
+        raise ConfigError("--tokenizer is missing: shards are made with one.")
+    assert source is not None
     from wmtp.data.prepare import prepare as run_prepare
     from wmtp.data.tokenizer import TextTokenizer
 
-    sources = make_sources(source, split, data_format, solutions)
     tell = _now_and_then()
     report = run_prepare(
-        sources,
+        make_sources(source, split, data_format, solutions),
         TextTokenizer.load(tokenizer),
         out,
         lambda documents, tokens: tell(f"{documents:,} documents, {tokens:,} tokens so far"),
@@ -57,6 +92,24 @@ def prepare(
     )
     for line in report.lines():
         print(line)
+
+
+def _prepare_corpus(sources: Path, out: Path, workers: int | None) -> None:
+    """Raw corpora to clean text."""
+    from wmtp.corpus.pipeline.prepare import prepare_corpus
+    from wmtp.corpus.settings import load_corpus_settings
+    from wmtp.runtime.console import Console
+    from wmtp.runtime.machine import usable_cores
+
+    settings = load_corpus_settings(sources)
+    with Console() as console:
+        try:
+            lines = prepare_corpus(settings, out, workers or usable_cores(), console)
+        except KeyboardInterrupt:
+            console.line("the same command goes on from here")
+            raise
+        for line in lines:
+            console.result(line)
 
 
 @data_app.command()
