@@ -67,7 +67,8 @@ def main() -> int:
     os.environ["WMTP_SHARDS"] = str(SHARDS)
     steps = [] if given.steps is None else ["--set", f"train.max_steps={given.steps}"]
     wmtp("train", "--config", "configs/local.yaml", "--recipe", "recipes/korean_small.yaml",
-         "--set", f"paths.checkpoints.base_path={ROOT}", "--run-name", RUN.name, *steps)  # fmt: skip
+         "--run-name", RUN.name, "--set", f"paths.checkpoints.base_path={ROOT}",
+         *steps)  # fmt: skip
     model = RUN / "final"
 
     say("5. Documents that were held back")

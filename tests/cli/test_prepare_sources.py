@@ -40,7 +40,6 @@ def test_a_corpus_is_prepared_and_told(tmp_path: Path, capsys: pytest.CaptureFix
         (["--source", "a", "--sources", "b"], "one of them"),
         (["--sources", "b", "--tokenizer", "t"], "--tokenizer belongs to --source"),
         (["--sources", "b", "--split", "train"], "--split belongs to --source"),
-        (["--source", "a", "--tokenizer", "t", "--workers", "2"], "--workers belongs to --sources"),
         (["--source", "a"], "--tokenizer is missing"),
     ],
 )

@@ -46,16 +46,18 @@ def prepare(
         typer.Option("--sources", help="To clean text: YAML list of raw corpora (docs/korean.md)."),
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="To clean text: processes; all cores unless given.")
+        int | None,
+        typer.Option(
+            min=1,
+            help="Processes; what comes out is the same. Unless given, to clean text all cores, to "
+            "shards one.",
+        ),
     ] = None,
     split: Split = "all",
     data_format: Format = "auto",
     solutions: Annotated[
         str, typer.Option(help="Of contests: correct programs, or all of them with a reward.")
     ] = "correct",
-    workers: Annotated[
-        int, typer.Option(min=1, help="Processes that tokenize; the shards are the same.")
-    ] = 1,
     verbose: Verbose = False,
 ) -> None:
     """Make shards of text and a tokenizer, or clean text of raw corpora.
@@ -74,8 +76,6 @@ def prepare(
                 raise ConfigError(f"{option} belongs to --source; --sources makes no shards.")
         _prepare_corpus(sources, out, workers)
         return
-    if workers is not None:
-        raise ConfigError("--workers belongs to --sources.")
     if tokenizer is None:
         raise ConfigError("--tokenizer is missing: shards are made with one.")
     assert source is not None
@@ -88,7 +88,7 @@ def prepare(
         TextTokenizer.load(tokenizer),
         out,
         lambda documents, tokens: tell(f"{documents:,} documents, {tokens:,} tokens so far"),
-        workers,
+        workers or 1,
     )
     for line in report.lines():
         print(line)
