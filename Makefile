@@ -1,4 +1,5 @@
 # make demo   set up, then train two small models on Python's own sources and compare them
+# make demo-korean DATA=folder  raw Korean files to a model that writes, beside compressors: 20 minutes
 # make test   set up, then lint, type check and test
 # make faults kill, damage and starve real runs for half an hour; GROUP=kills for one group
 # make audit  every kind of training step on a simulated Apple GPU, and large models' peaks
@@ -17,7 +18,7 @@ LLAMA_CPP := $(WMTP_CACHE)/llama.cpp
 NPM_INSTALL = timeout 180 npm install --silent --fetch-retries 1 --prefix $(LLAMA_CPP) \
 	--ignore-scripts --omit=optional
 
-.PHONY: help demo test lint faults audit judge-check lm-eval-check bench clean
+.PHONY: help demo demo-korean test lint faults audit judge-check lm-eval-check bench clean
 help:
 	@grep '^# make' Makefile | cut -c3-
 
@@ -47,6 +48,17 @@ $(LLAMA_CPP)/.npm-$(NPM_VERSION):
 
 demo: $(VENV)/.base
 	@$(BIN)/python scripts/demo.py
+
+demo-korean:
+	@test -n "$(DATA)" || { echo "Say where the Korean texts are: make demo-korean DATA=folder, with" \
+		"JSONL files in folder/ko (and raw dumps in folder/ko_raw)"; exit 2; }
+	@$(MAKE) --no-print-directory $(VENV)/.korean
+	@$(BIN)/python scripts/demo_korean.py --data "$(DATA)"
+
+$(VENV)/.korean: $(VENV)/.base
+	@echo "Setting up what Korean corpora need ..."
+	@$(PIP_INSTALL) -e '.[korean,gguf]' pyppmd
+	@touch $@
 
 test: $(VENV)/.test lint $(LLAMA_CPP)/.npm-$(NPM_VERSION)
 	$(BIN)/python -m pytest -q -n 2
