@@ -51,7 +51,7 @@ def measure(jobs: list[Job], rounds: int) -> list[float]:
     moving = [set_in_motion(job) for job in jobs]
     for round_ in range(rounds + 1):
         for index, job in enumerate(jobs):
-            count = job.settings.recipe.train.gradient_accumulation
+            count = len(job.share.sizes)
             job.model.train()
             with job.training_batches(start_row=round_ * job.rows_per_step) as batches:
                 step = [next(batches) for _ in range(count)]

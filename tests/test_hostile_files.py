@@ -249,6 +249,13 @@ SLOTS: dict[str, dict[str, tuple[str, Callable[[Path], list[Any]]]]] = {
             "shards",
             lambda w: ["--model", w / "llama", "--data", w / "shards", "--suite", "heads"],
         ),
+        "run.yaml": (
+            "run.yaml",
+            lambda w: [
+                "--model", shutil.copytree(w / "llama", w / "tracked/final", dirs_exist_ok=True),
+                "--data", w / "text.txt", "--suite", "speed",
+            ],
+        ),
         "--problems": ("problems", lambda w: solving(w)),
         "--prompt-format": (
             "format", lambda w: [*solving(w), "--prompt-format", w / "format.yaml"]

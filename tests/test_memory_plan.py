@@ -1,5 +1,7 @@
 """What is predicted of a run's memory, and what is said where it does not fit."""
 
+from dataclasses import replace
+
 import pytest
 
 from tests.audit.settings import toy_settings
@@ -181,3 +183,17 @@ def test_changes_are_written_as_keys_of_the_settings() -> None:
 def test_a_plan_without_a_fit_has_no_largest_line(settings: Settings, whole: Prediction) -> None:
     plan = MemoryPlan("cpu", shape_of(settings), whole, limit_of(1), None, ())
     assert not any(line.startswith("largest") for line in plan.lines())
+
+
+def test_where_a_step_is_given_in_tokens_only_the_micro_batch_is_named() -> None:
+    """256 tokens are 16 rows of 16, in fours or, where eight fit, in eights."""
+    in_tokens = Shape(4, 4, False, "fp32", 16, tokens_per_step=256)
+    in_rows = replace(in_tokens, tokens_per_step=None)
+    for shape, said in (
+        (in_tokens, "data.train.batch_size: 8"),
+        (in_rows, "data.train.batch_size: 8, train.gradient_accumulation: 2"),
+    ):
+        largest = largest_fitting(shape, lambda tried: tried.rows <= 8)
+        assert largest is not None
+        assert (largest.rows, largest.accumulation, largest.step_rows) == (8, 2, 16)
+        assert largest.changes(shape) == said

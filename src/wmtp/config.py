@@ -361,6 +361,13 @@ class Loss(Section):
         le=1,
         description="share of the trunk's own distribution in the further heads' targets",
     )
+    z_loss: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="factor of the squared log of the softmax's sum, such as 1e-4: holds logits "
+        "near 0; 0 costs nothing",
+    )
     chunk_rows: int | None = Field(None, ge=1, le=2**24, description="rows of logits at a time")
 
 
@@ -373,12 +380,38 @@ class EarlyStopping(Section):
     min_delta: float = Field(0.0, ge=0)
 
 
+class Samples(Section):
+    """Texts that the model writes while it trains, one row each in ``samples.jsonl``."""
+
+    prompts: Names = Field((), description="what it continues, without drawing; empty: none")
+    interval: int = Field(500, ge=1, le=10**12, description="steps between them; also at the end")
+    max_new_tokens: int = Field(64, ge=1, le=10**6, description="of each text")
+
+    @model_validator(mode="after")
+    def _prompts_say_something(self) -> "Samples":
+        if "" in self.prompts:
+            raise ValueError("a prompt is empty: give it at least one character")
+        return self
+
+
 class Train(Section):
     """How long, and what moves."""
 
     max_steps: int | None = Field(None, ge=1, le=10**12)
     num_epochs: float | None = Field(None, gt=0, le=1e9)
-    gradient_accumulation: int = Field(1, ge=1, le=2**20, description="micro-batches per step")
+    tokens_per_step: int | None = Field(
+        None,
+        ge=2,
+        le=2**40,
+        description="tokens of an optimizer step, a multiple of data.train.max_length; as many "
+        "micro-batches of at most data.train.batch_size rows as that takes",
+    )
+    gradient_accumulation: int | None = Field(
+        None,
+        ge=1,
+        le=2**20,
+        description="micro-batches per step, where tokens_per_step does not say; default: 1",
+    )
     gradient_checkpointing: bool = False
     freeze: Literal["none", "trunk"] = "none"
     eval_interval: int | None = Field(
@@ -397,11 +430,16 @@ class Train(Section):
         le=1000,
         description="at the end write average/, the mean of so many checkpoints",
     )
+    samples: Samples = Samples()
 
     @model_validator(mode="after")
     def _one_length(self) -> "Train":
         if (self.max_steps is None) == (self.num_epochs is None):
             raise ValueError("give exactly one of max_steps and num_epochs")
+        if self.tokens_per_step is not None and self.gradient_accumulation is not None:
+            raise ValueError(
+                "tokens_per_step and gradient_accumulation both say how large a step is: remove one"
+            )
         return self
 
 
@@ -433,6 +471,19 @@ class Optim(Section):
         return self
 
 
+class Marks(Section):
+    """What a model is to reach; ``wmtp evaluate`` says by how much it was met or missed."""
+
+    bits_per_byte: float | None = Field(None, gt=0, description="below this, on the held-out text")
+    tokens_per_second: float | None = Field(None, gt=0, description="above this, decoding")
+
+
+class Evaluation(Section):
+    """How the finished model is judged; training does not look at it."""
+
+    marks: Marks = Marks()
+
+
 class Recipe(Section):
     """``--recipe``: the experiment."""
 
@@ -445,6 +496,20 @@ class Recipe(Section):
     loss: Loss = Loss()
     train: Train
     optim: Optim = Optim()
+    evaluation: Evaluation = Evaluation()
+
+    @property
+    def rows_per_step(self) -> int:
+        """Rows of data in one optimizer step, over all ranks."""
+        train, data = self.train, self.data.train
+        if train.tokens_per_step is not None:
+            return train.tokens_per_step // data.max_length
+        return data.batch_size * (train.gradient_accumulation or 1)
+
+    @property
+    def micro_batch_rows(self) -> int:
+        """Rows of one micro-batch: no more than a step has."""
+        return min(self.data.train.batch_size, self.rows_per_step)
 
     @property
     def head_scale(self) -> tuple[float, ...]:
@@ -475,6 +540,14 @@ class Recipe(Section):
             yield (
                 f"loss.distill is {self.loss.distill}, but no head beyond the trunk's own learns: "
                 "set it to 0, or raise model.heads.horizon and loss.head_scale"
+            )
+        if self.loss.z_loss > 0 and self.loss.distill > 0:
+            yield "loss.z_loss and loss.distill do not go together: set one of them to 0"
+        tokens, row = self.train.tokens_per_step, self.data.train.max_length
+        if tokens is not None and tokens % row:
+            yield (
+                f"train.tokens_per_step {tokens} is no multiple of data.train.max_length {row}: "
+                f"use {max(1, round(tokens / row)) * row}"
             )
         if find_critic(self.weighting) is None:
             for key, given in (

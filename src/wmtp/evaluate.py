@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,11 +19,13 @@ from wmtp.data.tokenizer import TextTokenizer
 from wmtp.errors import ConfigError, DataError
 from wmtp.evaluation.code_suites import CODE_SUITES, Trial, run_suite
 from wmtp.evaluation.head_details import measure_head_details
+from wmtp.evaluation.marks import Mark, compare_with_marks, read_marks
 from wmtp.evaluation.perplexity import measure_text
 from wmtp.evaluation.problems import Suite as CodeSuite
 from wmtp.evaluation.prompts import FORMATS, PromptFormat
+from wmtp.evaluation.speed import measure_speed
 from wmtp.loss import Workspace
-from wmtp.model.decoding.draft_vocabulary import load_draft_vocabulary
+from wmtp.model.decoding.draft_vocabulary import DraftVocabulary, load_draft_vocabulary
 from wmtp.model.hf_layout import load_model
 from wmtp.model.multi_token import MultiTokenModel
 from wmtp.model.packing import pack_for_decoding
@@ -32,7 +35,12 @@ from wmtp.runtime.lock import hold_run_lock
 from wmtp.runtime.metrics import MetricsLog, read_metrics
 from wmtp.runtime.run_folder import RunFolder
 
-SUITES: Final = ("perplexity", "heads", *CODE_SUITES)
+SUITES: Final = ("perplexity", "heads", "speed", *CODE_SUITES)
+SPEED_PROMPTS: Final = 8
+"""Documents that speed is measured on, one after another."""
+
+SPEED_PROMPT_TOKENS: Final = 32
+SPEED_NEW_TOKENS: Final = 128
 
 
 def evaluate(
@@ -99,17 +107,47 @@ def evaluate(
             None if "perplexity" in suites else report,  # which has told it
         )
     of_code = [suite for suite in CODE_SUITES if suite in suites]
+    if of_code or "speed" in suites:
+        pack_for_decoding(model)  # last: a packed model computes no losses
+        vocabulary = load_draft_vocabulary(directory, model)
+    if "speed" in suites:
+        result["speed"] = _speed(model, tokenizer, sources, vocabulary)
     if of_code:
         assert trials is not None
         assert out is not None
-        pack_for_decoding(model)  # last: a packed model computes no losses
-        vocabulary = load_draft_vocabulary(directory, model)
         tell = report or (lambda _: None)
         for suite in of_code:
             result[suite] = run_suite(
                 suite, directory, model, tokenizer, vocabulary, trials[suite], out, tell
             )
     return result
+
+
+def marks_of_run(directory: Path) -> dict[str, float]:
+    """The marks of the recipe that made a model.
+
+    Returns:
+        Nothing if the model is not in the folder of a run, or its recipe sets no marks.
+
+    Raises:
+        ConfigError: ``run.yaml`` cannot be read, or its marks cannot be used.
+    """
+    file = RunFolder(directory.resolve().parent).settings_file
+    if not file.exists() and not file.is_symlink():  # anything else is for the reader to refuse
+        return {}
+    document = read_yaml_file(str(file))
+    if document.errors:
+        raise ConfigError(document.errors[0])
+    return read_marks(document.values.get("recipe"), str(file))
+
+
+def beside_marks(marks: dict[str, float], result: Mapping[str, Any]) -> list[Mark]:
+    """Marks beside an evaluation's figures."""
+    return compare_with_marks(
+        marks,
+        result.get("perplexity", {}).get("bits_per_byte"),
+        result.get("speed", {}).get("tokens_per_second"),
+    )
 
 
 def record_in_run(directory: Path, result: Mapping[str, Any]) -> Path | None:
@@ -236,6 +274,24 @@ def _perplexity(
         "perplexity": figures.perplexity,
         "bits_per_byte": figures.bits_per_byte,
     }
+
+
+def _speed(
+    model: MultiTokenModel,
+    tokenizer: TextTokenizer,
+    sources: tuple[Source, ...],
+    vocabulary: DraftVocabulary,
+) -> dict[str, Any]:
+    room = model.trunk_shape.max_seq_length
+    new_tokens = min(SPEED_NEW_TOKENS, max(2, room // 2))
+    length = max(1, min(SPEED_PROMPT_TOKENS, room - new_tokens))
+    texts = islice(_texts(sources, BadLines()), SPEED_PROMPTS)
+    read = ([*tokenizer.bos_ids, *tokenizer.encode(text)][:length] for text in texts)
+    prompts = [prompt for prompt in read if prompt]
+    figures = measure_speed(model, prompts, max_new_tokens=new_tokens, draft_vocabulary=vocabulary)
+    if figures is None:
+        raise DataError("the data has no text to continue: give longer documents.")
+    return {**asdict(figures), "tokens_per_second": figures.tokens_per_second}
 
 
 def _texts(sources: tuple[Source, ...], bad: BadLines) -> Iterator[str]:

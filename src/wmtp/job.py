@@ -75,7 +75,7 @@ class Job:
     @property
     def rows_per_step(self) -> int:
         """Rows of data in one optimizer step, over all ranks."""
-        return rows_per_step(self.settings.recipe)
+        return self.settings.recipe.rows_per_step
 
     @property
     def shards(self) -> list[Shards]:
@@ -138,19 +138,13 @@ class Job:
         }
 
 
-def rows_per_step(recipe: Recipe) -> int:
-    """Rows of data in one optimizer step."""
-    return recipe.data.train.batch_size * recipe.train.gradient_accumulation
-
-
 def share_of_recipe(recipe: Recipe, ranks: Ranks) -> StepShare:
     """The rows of each step that one rank reads.
 
     Raises:
         ConfigError: the ranks cannot share them equally.
     """
-    batch_size, accumulation = recipe.data.train.batch_size, recipe.train.gradient_accumulation
-    return share_of_step(batch_size, accumulation, ranks.index, ranks.count)
+    return share_of_step(recipe.rows_per_step, recipe.micro_batch_rows, ranks.index, ranks.count)
 
 
 def open_device(settings: Settings) -> Device:
@@ -215,7 +209,7 @@ def assembled(
         if recipe.data.train.num_workers:
             check_workers_can_read(train_rows)
         steps = recipe.train.max_steps or math.ceil(
-            (recipe.train.num_epochs or 1) * len(train_rows) / rows_per_step(recipe)
+            (recipe.train.num_epochs or 1) * len(train_rows) / recipe.rows_per_step
         )
         device.seed(config.devices.seed)
         model = open_model(settings, tokenizer, checkpoint)

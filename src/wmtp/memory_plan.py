@@ -38,6 +38,7 @@ class Shape:
         checkpointing: blocks are computed again in the backward pass.
         precision: of the products.
         length: tokens of a row.
+        tokens_per_step: where the recipe fixes them, and the accumulation follows.
     """
 
     rows: int
@@ -45,6 +46,14 @@ class Shape:
     checkpointing: bool
     precision: str
     length: int
+    tokens_per_step: int | None = None
+
+    @property
+    def step_rows(self) -> int:
+        """Rows of one step."""
+        if self.tokens_per_step is not None:
+            return self.tokens_per_step // self.length
+        return self.rows * self.accumulation
 
     def settings(self, settings: Settings) -> Settings:
         """The settings in this shape."""
@@ -52,6 +61,7 @@ class Shape:
         rows = {"batch_size": self.rows, "max_length": self.length}
         train_data = recipe.data.train.model_copy(update=rows)
         train = {
+            "tokens_per_step": None,
             "gradient_accumulation": self.accumulation,
             "gradient_checkpointing": self.checkpointing,
         }
@@ -74,6 +84,8 @@ class Shape:
             "devices.mixed_precision": (self.precision, before.precision),
             "data.train.max_length": (self.length, before.length),
         }
+        if self.tokens_per_step is not None:
+            del keys["train.gradient_accumulation"]
         return ", ".join(
             f"{key}: {str(new).lower()}" for key, (new, old) in keys.items() if new != old
         )
@@ -137,7 +149,7 @@ class MemoryPlan:
             f"device           {self.kind}, {shape.precision}",
             f"parameters       {self.prediction.parameters:,}",
             f"micro-batch      {shape.rows} rows of {shape.length} tokens, {shape.accumulation} "
-            f"a step: {shape.rows * shape.accumulation * shape.length:,} tokens",
+            f"a step: {shape.step_rows * shape.length:,} tokens",
             f"peak memory      {mebibytes(self.prediction.peak_bytes)} MiB predicted",
         ]
         said += [
@@ -149,9 +161,10 @@ class MemoryPlan:
             return [*said, "limit            not known here: --memory GB says how much there is"]
         said.append(f"limit            {mebibytes(self.limit.bytes)} MiB, {self.limit.reason}")
         if self.largest is not None:
+            rest = f", train.gradient_accumulation {self.largest.accumulation}"
             said.append(
-                f"largest fitting  {self.largest.rows} rows, train.gradient_accumulation "
-                f"{self.largest.accumulation} for the same tokens a step"
+                f"largest fitting  {self.largest.rows} rows"
+                f"{'' if self.largest.tokens_per_step else rest} for the same tokens a step"
             )
         return said
 
@@ -181,11 +194,12 @@ def shape_of(settings: Settings) -> Shape:
     """The shape that settings ask for."""
     recipe = settings.recipe
     return Shape(
-        rows=recipe.data.train.batch_size,
-        accumulation=recipe.train.gradient_accumulation,
+        rows=recipe.micro_batch_rows,
+        accumulation=-(-recipe.rows_per_step // recipe.micro_batch_rows),
         checkpointing=recipe.train.gradient_checkpointing,
         precision=settings.config.devices.mixed_precision,
         length=recipe.data.train.max_length,
+        tokens_per_step=recipe.train.tokens_per_step,
     )
 
 
@@ -275,7 +289,7 @@ def largest_fitting(shape: Shape, fits: Callable[[Shape], bool]) -> Shape | None
 
     Memory grows with the rows of a micro-batch, so that halving the candidates finds it.
     """
-    rows = shape.rows * shape.accumulation
+    rows = shape.step_rows
     candidates = [
         replace(shape, rows=divisor, accumulation=rows // divisor)
         for divisor in range(1, rows + 1)

@@ -239,8 +239,8 @@ def out_of_memory(job: Job, share: StepShare) -> DeviceError:
     if has_slices(job.model):
         return DeviceError(
             f"rank {job.ranks.index} ran out of memory with {largest} rows in a micro-batch. Halve "
-            "data.train.batch_size and double train.gradient_accumulation: the steps stay what "
-            "they are. Then go on with --resume."
+            "data.train.batch_size and double train.gradient_accumulation, if you set it: the "
+            "steps stay what they are. Then go on with --resume."
         )
     return DeviceError(
         "memory ran out with a single row in a micro-batch. Set train.gradient_checkpointing: "
@@ -330,6 +330,7 @@ def learn(job: Job, moving: Moving, batch: Batch, share: Share) -> LossOutput:
         kept_fraction=weighting.kept_fraction,
         valid_targets=sum(batch.valid_counts_H),
         distill=job.settings.recipe.loss.distill,
+        z_loss=job.settings.recipe.loss.z_loss,
     )
     total = output.loss
     if value_loss is not None and critic is not None:

@@ -31,6 +31,7 @@ from wmtp.runtime.durable import replace_file, storage_errors
 from wmtp.runtime.metrics import BEFORE_ALL, MetricsLog, cut_back
 from wmtp.runtime.run_folder import RunFolder
 from wmtp.runtime.stopping import StopRequest
+from wmtp.samples import check_samples, write_samples
 from wmtp.stage1.loop import prepare_value_head
 from wmtp.state import (
     Moving,
@@ -80,6 +81,7 @@ def train(
     config, recipe, device = job.settings.config, job.settings.recipe, job.device
     checkpoints = config.paths.checkpoints
     ranks = job.ranks
+    check_samples(job)
     if ranks.is_first:
         results = checkpoints.save_final + (recipe.train.average_last is not None)
         require_space(
@@ -92,6 +94,7 @@ def train(
         gather_bad_lines(job.shards, folder.bad_lines_file)
         if checkpoint is None:  # rows of a run that was killed before its first checkpoint
             cut_back(folder.metrics_file, BEFORE_ALL)
+            cut_back(folder.samples_file, BEFORE_ALL)
     if job.value_head is not None and checkpoint is None:
         stopped = prepare_value_head(job, job.value_head, folder, console)
         if stopped is not None:
@@ -107,6 +110,7 @@ def train(
                     f"set aside as {moved.name}: it lies beyond the checkpoint that is resumed"
                 )
             cut_back(folder.metrics_file, progress.step)
+            cut_back(folder.samples_file, progress.step)
             if uploads is not None:
                 uploads.set_aside_after(progress.step)
 
@@ -176,6 +180,14 @@ def train(
 
             if job.eval_rows and (last or is_due(progress.step, recipe.train.eval_interval)):
                 evaluate_now()
+            samples = recipe.train.samples
+            if (
+                samples.prompts
+                and ranks.is_first
+                and (last or is_due(progress.step, samples.interval))
+            ):
+                with window.clock_stopped():
+                    write_samples(job, folder.samples_file, progress.step, console)
 
             ending = ranks.any(last or progress.stopped_early or stop.requested)
             if ending or is_due(progress.step, checkpoints.save_interval):

@@ -22,7 +22,7 @@ LAYERS = [
     {"evaluate", "dry_run", "score"},
     {"memory_plan"},
     {"train", "audit"},
-    {"stage1", "step"},
+    {"stage1", "step", "samples"},
     {"state", "job", "average", "sync", "config_check"},
     {"opening"},
     {"comparison", "harness", "corpus"},

@@ -20,7 +20,7 @@ from wmtp.errors import DataError
 # a machine of one core is told that two workers are many
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 
-SHARE = share_of_step(batch_size=3, accumulation=1)
+SHARE = share_of_step(rows=3, largest=3)
 
 
 @pytest.fixture

@@ -16,24 +16,25 @@ def rows_of(share: StepShare) -> list[int]:
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 6, 12])
 @pytest.mark.parametrize(("batch_size", "accumulation"), [(12, 1), (4, 3), (1, 12), (6, 4)])
 def test_ranks_read_each_row_of_a_step_once(batch_size: int, accumulation: int, count: int) -> None:
-    shares = [share_of_step(batch_size, accumulation, rank, count) for rank in range(count)]
     rows = batch_size * accumulation
+    shares = [share_of_step(rows, batch_size, rank, count) for rank in range(count)]
     assert [row for share in shares for row in rows_of(share)] == list(range(rows))
     assert all(max(share.sizes) <= batch_size for share in shares)
     assert len({len(share.sizes) for share in shares}) == 1  # as many collectives on each
 
 
 def test_one_rank_reads_micro_batches_as_the_recipe_says() -> None:
-    assert share_of_step(4, 3).sizes == (4, 4, 4)
+    assert share_of_step(12, 4).sizes == (4, 4, 4)
+    assert share_of_step(10, 4).sizes == (4, 3, 3)
 
 
 def test_rows_that_cannot_be_shared_are_refused_with_a_number_that_can() -> None:
     with pytest.raises(ConfigError, match="6 rows .* which 4 ranks .* multiple of 4, such as 8"):
-        share_of_step(3, 2, 1, 4)
+        share_of_step(6, 3, 1, 4)
 
 
 def test_halving_keeps_the_rows_down_to_single_ones() -> None:
-    share: StepShare | None = share_of_step(5, 2, 1, 2)
+    share: StepShare | None = share_of_step(10, 5, 1, 2)
     sizes = []
     while share is not None:
         assert rows_of(share) == [5, 6, 7, 8, 9]

@@ -18,6 +18,7 @@ from wmtp.loss import (
     distilled_ce,
     fused_mtp_loss,
     weighted_mtp_loss,
+    z_loss_ce,
 )
 
 # loss.md's goals: norm of the difference over the norm, against float64
@@ -335,6 +336,7 @@ def check_against_float64(
     ce_tolerance: float = 2e-6,
     together: bool = False,
     distill: float = 0.0,
+    z_loss: float = 0.0,
 ) -> None:
     """Loss, cross-entropy, hits and every gradient; the weights are taken as constants."""
     hidden = [x.detach().double().requires_grad_(x.requires_grad) for x in problem.hidden_HBSD]
@@ -343,7 +345,10 @@ def check_against_float64(
         for m, matrix in enumerate(problem.matrices)
     ]
     ce_BSH = plain_ce(hidden, matrices, problem)
-    shared_BSH = distilled_ce(plain_logits(hidden, matrices, problem), ce_BSH, distill)
+    logits_BSHV = plain_logits(hidden, matrices, problem)
+    shared_BSH = distilled_ce(logits_BSHV, ce_BSH, distill)
+    if z_loss:
+        shared_BSH = z_loss_ce(logits_BSHV, shared_BSH, z_loss)
     scale_H = None if head_scale is None else torch.tensor(head_scale).double()
     output = result.output
     loss = weighted_mtp_loss(

@@ -19,7 +19,7 @@ from wmtp.data.reference import Reference
 from wmtp.data.rows import DocumentRewards, Rows
 from wmtp.data.shards import Column, Manifest, Shards
 from wmtp.data.tokenizer import TextTokenizer
-from wmtp.job import Job, rows_per_step
+from wmtp.job import Job
 from wmtp.loss import Workspace
 from wmtp.model.heads import HeadsShape
 from wmtp.model.hf_config import read_config
@@ -204,7 +204,7 @@ def build_reference(
 def build_rows(recipe: Recipe, steps: int, *, with_scores: bool) -> Rows:
     """Rows enough for so many steps, with every column that the weighting needs."""
     train, needs = recipe.data.train, recipe.weighting.needs
-    documents = rows_per_step(recipe) * steps
+    documents = recipe.rows_per_step * steps
     # packed rows follow each other, and heads look beyond the last one
     length = train.max_length if train.pack_sequences else train.max_length + 1
     tokens = documents * length + 1

@@ -83,7 +83,7 @@ def expected_of(
         stage1: the steps are of the critic's stage 1.
     """
     recipe = settings.recipe
-    B, S = recipe.data.train.batch_size, recipe.data.train.max_length
+    B, S = recipe.micro_batch_rows, recipe.data.train.max_length
     workspace = device.loss_workspace(recipe.loss.chunk_rows)
     rows = workspace.rows_that_fit(shape.vocab_size, 4)
     return Expected(

@@ -1,6 +1,8 @@
 """What is done with a finished model: ``wmtp evaluate`` and ``wmtp generate``."""
 
 import json
+import math
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -35,7 +37,8 @@ def evaluate(
         list[str] | None, typer.Option("--data", help="Text to measure on; as --source.")
     ] = None,
     suite: Annotated[
-        str, typer.Option(help="Comma-separated: perplexity, heads, mbpp, humaneval, contest.")
+        str,
+        typer.Option(help="Comma-separated: perplexity, heads, speed, mbpp, humaneval, contest."),
     ] = "perplexity,heads",
     split: Annotated[
         str | None, typer.Option(help="As of --source; all, of MBPP's problems test, if absent.")
@@ -76,8 +79,10 @@ def evaluate(
     import tempfile
 
     from wmtp.evaluate import (
+        beside_marks,
         check_suites,
         make_results_folder,
+        marks_of_run,
         read_prompt_format,
         record_in_run,
         without_parts,
@@ -93,7 +98,7 @@ def evaluate(
     check_suites(suites)
     of_code = [name for name in CODE_SUITES if name in suites]
     if len(of_code) < len(suites) and not data:
-        raise ConfigError("perplexity and heads need --data: the text to measure on.")
+        raise ConfigError("perplexity, heads and speed need --data: the text to measure on.")
     if of_code and out is None:
         raise ConfigError(f"{of_code[0]} needs --out: the folder of its programs and verdicts.")
     if len(of_code) > 1 and (problems or prompt_format):
@@ -133,6 +138,7 @@ def evaluate(
             limit,
         )
     check_model_directory(model)
+    wanted_marks = marks_of_run(model)
     if out is not None:
         make_results_folder(out)
     with tempfile.TemporaryDirectory() as cache:
@@ -149,7 +155,12 @@ def evaluate(
             trials=trials,
             out=out,
         )
+    marks = beside_marks(wanted_marks, result)
+    if marks:
+        result["marks"] = {mark.name: mark.as_dict() for mark in marks}
     print(json.dumps(without_parts(result), indent=1, ensure_ascii=False))
+    for mark in marks:
+        note(mark.line())
     if out is not None:
         print(write_results(result, out), file=sys.stderr)
     run = record_in_run(model, result)
@@ -165,6 +176,12 @@ def generate(
     temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token.")] = 0.0,
     top_p: Annotated[float, typer.Option(help="Nucleus; above 0, at most 1.")] = 1.0,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Fixes the draws.")] = 0,
+    repetition_penalty: Annotated[
+        float, typer.Option(help="Above 1: what the text has already becomes less likely.")
+    ] = 1.0,
+    no_repeat_ngram: Annotated[
+        int, typer.Option(min=0, help="So many tokens in a row never come twice; 0: they may.")
+    ] = 0,
     speculative: Annotated[
         str,
         typer.Option(help="Tokens that the heads draft a pass; auto: as many as pay; off: none."),
@@ -176,10 +193,18 @@ def generate(
     device: Backend = "auto",
     verbose: Verbose = False,
 ) -> None:
-    """Continue a text; the text alone goes to standard output, figures to standard error."""
+    """Continue a text; the text alone goes to standard output, figures to standard error.
+
+    The text appears as it is decoded, a whole character at a time.
+    """
     if not 0 < top_p <= 1:
         raise ConfigError(f"--top-p is {top_p}: it must be above 0 and at most 1.")
+    if not 0 < repetition_penalty < math.inf:
+        raise ConfigError(
+            f"--repetition-penalty is {repetition_penalty}: it must be above 0; 1 changes nothing."
+        )
     drafts = _drafts(speculative)
+    from wmtp.data.characters import whole_characters
     from wmtp.data.tokenizer import TextTokenizer, stream_text
     from wmtp.model.decoding.draft_vocabulary import load_draft_vocabulary
     from wmtp.model.generate import Sampling
@@ -203,7 +228,9 @@ def generate(
                     network,
                     prompt_ids,
                     max_new_tokens=max_new_tokens,
-                    sampling=Sampling(temperature, top_p, seed),
+                    sampling=Sampling(
+                        temperature, top_p, seed, repetition_penalty, no_repeat_ngram
+                    ),
                     stop_ids=(tokenizer.eos_id,),
                     speculative=drafts,
                     draft_vocabulary=vocabulary,
@@ -213,9 +240,13 @@ def generate(
         )
 
     started = time.perf_counter()
-    for piece, _ in stream_text(tokenizer, tokens()):
-        print(piece, end="", flush=True)
-    print(flush=True)
+    try:
+        for piece in whole_characters(piece for piece, _ in stream_text(tokenizer, tokens())):
+            print(piece, end="", flush=True)
+        print(flush=True)
+    except BrokenPipeError:  # whoever read has seen enough, as head does: no fault of anybody's
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(0) from None
     seconds = time.perf_counter() - started
     ((reason, figures),) = ended
     why = {"stop_id": " (end of text)", "context": " (context is full)"}.get(reason, "")

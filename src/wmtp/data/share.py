@@ -1,8 +1,9 @@
 """Which rows of an optimizer step one rank reads, in which micro-batches.
 
-A step's rows are fixed by the recipe: ``batch_size * gradient_accumulation`` of them, from one
-position of the data on. How many ranks share them, and how many rows fit into memory at once,
-changes who reads a row and when, but never which rows a step learns from.
+A step's rows are fixed by the recipe: ``tokens_per_step`` in rows, or ``batch_size *
+gradient_accumulation`` of them, from one position of the data on. How many ranks share them, and
+how many rows fit into memory at once, changes who reads a row and when, but never which rows a
+step learns from.
 """
 
 from collections.abc import Sequence
@@ -45,29 +46,28 @@ class StepShare:
         return replace(self, sizes=_cut(sum(self.sizes), min(largest, max(self.sizes))))
 
 
-def share_of_step(batch_size: int, accumulation: int, rank: int = 0, count: int = 1) -> StepShare:
-    """The part of rank ``rank`` of ``count``: equal parts, in micro-batches of ``batch_size``.
+def share_of_step(rows: int, largest: int, rank: int = 0, count: int = 1) -> StepShare:
+    """The part of rank ``rank`` of ``count``: equal parts, in micro-batches of ``largest`` at most.
 
     Raises:
         ConfigError: the rows cannot be shared equally; says how many rows could be.
 
     Example:
-        >>> share_of_step(batch_size=4, accumulation=2)
+        >>> share_of_step(rows=8, largest=4)
         StepShare(rows_per_step=8, first=0, sizes=(4, 4))
-        >>> share_of_step(batch_size=4, accumulation=2, rank=1, count=2)
+        >>> share_of_step(rows=8, largest=4, rank=1, count=2)
         StepShare(rows_per_step=8, first=4, sizes=(4,))
-        >>> share_of_step(batch_size=4, accumulation=1, rank=3, count=4)
+        >>> share_of_step(rows=4, largest=4, rank=3, count=4)
         StepShare(rows_per_step=4, first=3, sizes=(1,))
     """
-    rows = batch_size * accumulation
     if rows % count:
         raise ConfigError(
-            f"a step has {rows} rows (data.train.batch_size {batch_size} times "
-            f"train.gradient_accumulation {accumulation}), which {count} ranks cannot share "
+            f"a step has {rows} rows (train.tokens_per_step, or data.train.batch_size times "
+            f"train.gradient_accumulation), which {count} ranks cannot share "
             f"equally. Make it a multiple of {count}, such as {-(-rows // count) * count}."
         )
     own = rows // count
-    return StepShare(rows, rank * own, _cut(own, batch_size))
+    return StepShare(rows, rank * own, _cut(own, largest))
 
 
 def share_of_rows(count: int, rank: int, ranks: int) -> Sequence[int]:

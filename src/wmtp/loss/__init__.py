@@ -6,6 +6,7 @@ from wmtp.loss.fused import (
     fused_mtp_loss,
     measure_ce,
     weighted_mtp_loss,
+    z_loss_ce,
 )
 from wmtp.loss.sweep import Scope, Weigh
 from wmtp.loss.workspace import Workspace
@@ -19,4 +20,5 @@ __all__ = [
     "fused_mtp_loss",
     "measure_ce",
     "weighted_mtp_loss",
+    "z_loss_ce",
 ]

@@ -111,6 +111,33 @@ def distilled_ce(logits_BSHV: Tensor, ce_BSH: Tensor, share: float) -> Tensor:
     return torch.stack(found, dim=2)
 
 
+def z_loss_ce(logits_BSHV: Tensor, ce_BSH: Tensor, factor: float) -> Tensor:
+    """Cross-entropy, and a price on logits whose exponentials do not sum to 1.
+
+        d[b, s, h] = ce[b, s, h] + k * z[b, s, h]**2,    z = log sum over v of exp(Z[v])
+
+    A softmax does not notice when all logits grow together; their rounding does, above all in 16
+    bits. In ``weighted_mtp_loss`` it stands in for ``ce``, under the same weight and the same
+    factor of its head. Like that function this is the definition that ``fused_mtp_loss`` is tested
+    against.
+
+    Args:
+        logits_BSHV: of every head.
+        ce_BSH: cross-entropy of the labels in nats.
+        factor: ``k``, at least 0; 1e-4 in the source.
+
+    Source:
+        Chowdhery et al. 2022 (arXiv:2204.02311), section 5.
+
+    Example:
+        Two logits of 1: z = 1 + log 2 = 1.6931, ce = log 2 = 0.6931, and 0.6931 + 0.1 * 2.8667.
+
+        >>> z_loss_ce(torch.ones(1, 1, 1, 2), torch.full((1, 1, 1), 2.0).log(), factor=0.1)
+        tensor([[[0.9798]]])
+    """
+    return ce_BSH + factor * logits_BSHV.logsumexp(-1).square()
+
+
 @dataclass(frozen=True)
 class LossOutput:
     """What one micro-batch gave. All but ``loss`` are constants for autograd.
@@ -151,6 +178,7 @@ def fused_mtp_loss(
     kept_fraction: float = 1.0,
     valid_targets: int | None = None,
     distill: float = 0.0,
+    z_loss: float = 0.0,
 ) -> LossOutput:
     """``weighted_mtp_loss`` and its gradients in one pass over the targets.
 
@@ -189,6 +217,9 @@ def fused_mtp_loss(
             heads, from 0 to 1, see ``distilled_ce``. One more product for each position, or for
             each target where heads have matrices of their own. ``weigh`` sees, and ``ce_BSH``
             holds, the labels' cross-entropy as ever.
+        z_loss: ``k``, at least 0; each target costs ``ce + k * z**2`` with ``z`` the logarithm of
+            the sum of its row's exponentials, see ``z_loss_ce``. No further pass over logits, and
+            nothing at all where it is 0. Not together with ``distill``.
 
     Raises:
         ValueError: shapes do not agree, or neither a hidden state nor a matrix wants a gradient.
@@ -216,6 +247,8 @@ def fused_mtp_loss(
         raise ValueError(f"kept_fraction is {kept_fraction}; it must be above 0 and at most 1")
     if not 0 <= distill <= 1:
         raise ValueError(f"distill is {distill}; it must be from 0 to 1")
+    if z_loss < 0 or (z_loss > 0 and distill > 0):
+        raise ValueError(f"z_loss is {z_loss}; it must be at least 0, and 0 where distill is not")
     sweep = Sweep(hidden_HBSD, unembeddings, targets_BSH, valid_BSH, workspace or Workspace())
     sweep.ask_for_gradients(
         gradients,
@@ -227,6 +260,8 @@ def fused_mtp_loss(
     )
     if distill > 0:
         sweep.ask_the_trunk(hidden_HBSD[0], distill)
+    if z_loss > 0:
+        sweep.hold_logits_near_zero(z_loss)
     run = {"known": sweep.known, "token": sweep.token, "sequence": sweep.sequence}[scope]
     loss: Tensor = _HandOver.apply(  # type: ignore[no-untyped-call]
         sweep, lambda: run(weigh), loss_scale, *hidden_HBSD

@@ -81,6 +81,8 @@ class Sweep:
             self.flat_RD.masked_fill_(invalid_HBS.reshape(-1, 1), 0)
         self.ce_R = torch.zeros(B * S * H, dtype=compute, device=targets_BSH.device)
         self.teacher: Teacher | None = None
+        self.z_loss = 0.0
+        self.z_R: Tensor | None = None
         self.weights_R = torch.zeros_like(self.ce_R)
         self.scale_R = torch.zeros_like(self.ce_R)
         self.factor = 1.0  # of all rows, beside each row's scale
@@ -152,6 +154,20 @@ class Sweep:
             share,
             exact_counts=self.workspace.exact_counts,
         )
+
+    def hold_logits_near_zero(self, factor: float) -> None:
+        """Let each target cost ``factor`` times the square of ``z``, its log-sum-exp.
+
+        The gradient by the logits is ``(1 + 2 k z) P - onehot``, which is ``1 + 2 k z`` times
+        softmax minus one-hot, and ``2 k z`` at the target. The first goes into the row's weight and
+        the second is a row of the unembedding: 16-bit logits never have to hold ``2 k z``, which
+        their rounding would swallow, and no pass over them is added.
+
+        Args:
+            factor: ``k``, above 0.
+        """
+        self.z_loss = factor
+        self.z_R = torch.zeros_like(self.ce_R)
 
     # schedules -------------------------------------------------------------------------------
 
@@ -284,6 +300,9 @@ class Sweep:
         torch.mm(x_RD, matrix_VD.t(), out=z_RV)
         targets_R = self.targets_R[rows].masked_fill(~valid_R, NO_TARGET)
         step = self.workspace.softmax_step
+        z_target_R1 = None
+        if self.z_R is not None:  # before the step, which overwrites the logits
+            z_target_R1 = z_RV.gather(1, targets_R.clamp(min=0).unsqueeze(1))
         if self.teacher is None or not taught:
             self.ce_R[rows], self.correct_R[rows] = step(z_RV, targets_R)
         else:
@@ -295,6 +314,9 @@ class Sweep:
                 step,
                 contiguous=len(self.unembeddings) == 1 and not gaps,
             )
+        if self.z_R is not None and z_target_R1 is not None:
+            z_R = self.ce_R[rows] + z_target_R1.squeeze(1).to(self.ce_R.dtype)
+            self.z_R[rows] = z_R.masked_fill(~valid_R, 0)
         self.measured_R[rows] = valid_R
         return z_RV
 
@@ -302,8 +324,17 @@ class Sweep:
         """Turn softmax minus target into the gradients of hidden states and unembedding."""
         matrix_VD = unembedding.matrix_VD
         weight_R1 = (self.scale_R[rows] * self.weights_R[rows]).unsqueeze(1)
+        at_target_R1 = None
+        if self.z_R is not None:
+            at_target_R1 = weight_R1 * (2 * self.z_loss * self.z_R[rows]).unsqueeze(1)
+            weight_R1 = weight_R1 + at_target_R1
+            targets_R = self.targets_R[rows].masked_fill(~self.valid_R[rows], 0)
         if unembedding.gradient_VD is not None:
-            weighted_RD = self.hidden(rows).to(self.ce_R.dtype).mul_(weight_R1)
+            x_RD = self.hidden(rows).to(self.ce_R.dtype)
+            if at_target_R1 is not None:  # accumulating puts are deterministic, index_add_ is not
+                added_RD = x_RD * (at_target_R1 * self.factor)
+                unembedding.gradient_VD.index_put_((targets_R,), added_RD, accumulate=True)
+            weighted_RD = x_RD.mul_(weight_R1)
             add_product(
                 unembedding.gradient_VD,
                 residual_RV.t(),
@@ -312,6 +343,9 @@ class Sweep:
             )
         if unembedding.hidden_learns:
             dx_RD = product(residual_RV, matrix_VD, self.ce_R.dtype).mul_(weight_R1 * self.factor)
+            if at_target_R1 is not None:
+                target_RD = matrix_VD[targets_R].to(dx_RD.dtype)
+                dx_RD.addcmul_(target_RD, at_target_R1 * self.factor)
             self.flat_RD[self.places(rows)] = dx_RD.to(self.flat_RD.dtype)
             self.has_gradient_R.index_fill_(0, rows, True)
         self.gradient_rows += len(rows)
@@ -422,7 +456,9 @@ class Sweep:
 
     @property
     def loss_R(self) -> Tensor:
-        """What each target costs, before its weight: its cross-entropy, if there is no teacher."""
+        """What each target costs, before its weight; without teacher and z-loss its ce alone."""
+        if self.z_R is not None:
+            return self.ce_R + self.z_loss * self.z_R.square()
         return self.ce_R if self.teacher is None else self.ce_R + self.teacher.excess_R
 
     def hidden_gradients(self) -> Iterable[Tensor]:

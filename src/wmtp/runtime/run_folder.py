@@ -26,6 +26,7 @@ class RunFolder:
       train.log           what the console said
       bad_lines.jsonl     every line or file of the data that could not be used, and why
       metrics.jsonl       one JSON object per logged step
+      samples.jsonl       texts that the model wrote while it trained, if asked for
       checkpoints/        step-00000100/ and so on
       final/              the model directory users take away
       average/            the mean of the last checkpoints, if asked for
@@ -61,6 +62,11 @@ class RunFolder:
     def metrics_file(self) -> Path:
         """The truth about what was measured; trackers are fed from it."""
         return self.root / "metrics.jsonl"
+
+    @property
+    def samples_file(self) -> Path:
+        """What the model wrote while it trained."""
+        return self.root / "samples.jsonl"
 
     @property
     def checkpoints(self) -> Path:

@@ -22,6 +22,7 @@ from wmtp.model.decoding.draft_length import DraftLength, Speculative
 from wmtp.model.decoding.draft_vocabulary import DraftVocabulary
 from wmtp.model.decoding.drafters import build_drafter
 from wmtp.model.decoding.readers import build_reader
+from wmtp.model.decoding.repetition import without_repetition
 from wmtp.model.decoding.row_cache import HOLE
 from wmtp.model.decoding.sampling import Sampling, draw, probabilities, uniforms
 from wmtp.model.decoding.steps import PLAIN_STEPS, Steps
@@ -165,6 +166,8 @@ class Decoder:
         positions_BS = torch.tensor(positions, device=self._model.device)
         states = self._reader.read(tokens_BS, positions_BS)
         logits_BSV = self._model.unembed(states.post_norm[:, -count - 1 :])
+        if self._sampling.looks_back:
+            logits_BSV = self._without_repetition(logits_BSV, drafts)
         accepted, new = self._verify(logits_BSV, drafts, chances)
 
         going_on = sum(text.reason is None for text in self.texts)
@@ -218,6 +221,26 @@ class Decoder:
             positions.append([HOLE] * fill + list(range(start, stop)))
         known_BU = torch.tensor(rows, device=self._model.device)
         return torch.cat([known_BU, *(draft[:, None] for draft in drafts)], dim=1), positions
+
+    def _without_repetition(self, logits_BSV: Tensor, drafts: Sequence[Tensor]) -> Tensor:
+        """What plain decoding would choose from after each text and after each of its drafts.
+
+        The drafts are looked at before they are verified, so that the host waits once more.
+        """
+        rows = logits_BSV.shape[0]
+        drafted = torch.stack(list(drafts), dim=1).tolist() if drafts else [[]] * rows
+        so_far = [
+            [*text.ids, *own[:place]] if text.reason is None else []
+            for text, own in zip(self.texts, drafted, strict=True)
+            for place in range(len(drafts) + 1)
+        ]
+        sampling = self._sampling
+        return without_repetition(
+            logits_BSV.flatten(0, 1),
+            so_far,
+            penalty=sampling.repetition_penalty,
+            ngram=sampling.no_repeat_ngram,
+        ).view_as(logits_BSV)
 
     def _verify(
         self, logits_BSV: Tensor, drafts: Sequence[Tensor], chances: Sequence[Tensor]

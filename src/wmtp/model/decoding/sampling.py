@@ -1,5 +1,6 @@
 """How the next token is chosen: the likeliest, or a draw from a distribution that is cut short."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -14,16 +15,27 @@ class Sampling:
         temperature: divides the logits; 0 takes the likeliest token.
         top_p: draw from the fewest likeliest tokens that together have this probability.
         seed: fixes the draws, on any device.
+        repetition_penalty: makes tokens that the text has already less likely, see
+            ``without_repetition``; 1 changes nothing.
+        no_repeat_ngram: so many tokens in a row never come twice; 0 forbids nothing.
 
     Raises:
-        ValueError: the temperature is negative or ``top_p`` is not in (0, 1].
+        ValueError: the temperature is negative, ``top_p`` is not in (0, 1], the penalty not
+            above 0 or the length of the runs negative.
     """
 
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int = 0
+    repetition_penalty: float = 1.0
+    no_repeat_ngram: int = 0
 
     def __post_init__(self) -> None:
+        if not 0 < self.repetition_penalty < math.inf or self.no_repeat_ngram < 0:
+            raise ValueError(
+                f"repetition_penalty {self.repetition_penalty} must be above 0 and "
+                f"no_repeat_ngram {self.no_repeat_ngram} at least 0"
+            )
         if self.temperature < 0 or not 0 < self.top_p <= 1:
             raise ValueError(
                 f"temperature {self.temperature} must be at least 0 and "
@@ -34,6 +46,11 @@ class Sampling:
     def is_greedy(self) -> bool:
         """Whether nothing is drawn."""
         return self.temperature == 0
+
+    @property
+    def looks_back(self) -> bool:
+        """Whether what a text has said already has a say in what comes next."""
+        return self.repetition_penalty != 1.0 or self.no_repeat_ngram > 0
 
 
 GREEDY = Sampling()
