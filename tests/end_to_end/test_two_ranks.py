@@ -53,6 +53,8 @@ def assert_near(one: Path, other: Path, tolerance: float) -> None:
         for name in row.keys() - set(TIMES):
             # a hit more or less where two logits are all but equal
             slack = 0.02 if name.startswith(("accuracy", "eval/accuracy")) else tolerance
+            if name == "gradient_norm":  # what rounding does to parameters shows here first
+                slack *= 10
             assert math.isclose(row[name], same[name], rel_tol=slack, abs_tol=slack), (name, row)
     weights = load_file(one / "final" / "model.safetensors")
     for name, tensor in load_file(other / "final" / "model.safetensors").items():

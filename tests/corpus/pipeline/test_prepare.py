@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -133,6 +134,18 @@ def test_units_of_another_size_give_the_same(
     monkeypatch.setattr(plan_module, "SMALLEST_UNIT_BYTES", 8_000)
     prepared(sources, tmp_path / "out")
     assert hashes(tmp_path / "out") == hashes(out)
+
+
+def test_ended_before_its_working_files_were_removed_it_removes_them(
+    corpus: tuple[Path, Path], tmp_path: Path
+) -> None:
+    sources, out = corpus
+    again = tmp_path / "out"
+    shutil.copytree(out, again)
+    (again / "work" / "units").mkdir(parents=True)
+    (again / "work" / "units" / "left.npy").write_bytes(b"left")
+    prepared(sources, again)
+    assert hashes(again) == hashes(out)
 
 
 def test_killed_at_any_moment_it_goes_on_to_the_same(

@@ -82,9 +82,12 @@ def prepare_corpus(
     with _folder_of_ours(out):
         begun = time.monotonic()
         before, plan = _settle_plan(settings, out)
-        if (out / REPORT_FILE).is_file():
-            return [f"{out} is complete: nothing to do", *_summary(out)]
         work = out / WORK_FOLDER
+        if (out / REPORT_FILE).is_file():
+            if work.is_dir():  # it was ended between its last two acts
+                with storage_errors(f"{work} could not be removed"):
+                    shutil.rmtree(work)
+            return [f"{out} is complete: nothing to do", *_summary(out)]
         tool = UnitWorker(
             out=out,
             names=tuple(file.name for file in plan.inputs),
