@@ -118,7 +118,7 @@ def test_killed_at_any_moment_nothing_is_written_or_judged_twice(
     kills = 0
     for _ in range(40):
         evaluation = programs.fork("evaluate", *map(str, given))
-        code = evaluation.reap(chance.uniform(0.1, 1.0 + kills / 2))
+        code = evaluation.reap(chance.uniform(0.05, 0.25 * (1 + kills)))
         if code is None:
             kills += 1
             evaluation.kill()
