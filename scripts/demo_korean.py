@@ -57,7 +57,8 @@ def main() -> int:
     settings = vocabulary_size()
     wmtp("tokenizer", "train", *sources(train), "--split", "all", "--vocab-size", str(settings),
          "--sample-bytes", "40000000", "--out", str(TOKENIZER))  # fmt: skip
-    wmtp("tokenizer", "describe", str(TOKENIZER), *sources(held_out), "--split", "all")
+    wmtp("tokenizer", "describe", "--tokenizer", str(TOKENIZER), *sources(held_out),
+         "--split", "all")  # fmt: skip
 
     say("3. Shards")
     wmtp("data", "prepare", *sources(train), "--split", "all", "--tokenizer", str(TOKENIZER),

@@ -75,13 +75,13 @@ def test_heads_learn_on_mbpp_with_skipped_targets(smollm2: Path, world: World) -
         "data": {
             "train": {
                 "sources": [{"path": str(data), "split": "prompt"}],
-                "max_length": 128,
+                "max_length": 64,
                 "batch_size": 1,
             },
             "eval": {
                 "sources": [{"path": str(data), "split": "prompt"}],
                 "batch_size": 2,
-                "max_rows": 4,
+                "max_rows": 2,
             },
         },
         "weighting": {"algorithm": "rho1-wmtp", "mode": "token_skip"},

@@ -1,8 +1,8 @@
 """Prepares one corpus again and again in processes that are killed, until one comes to its end.
 
 Called with a file of JSON: settings, out, workers, unit_bytes, and how to kill: ``seconds`` (at a
-random moment before so many, so often as ``kills`` says) or ``calls`` (in place of the n-th call
-that renames something, for each n in turn). Prints how many were killed.
+random moment, the last before so many, so often as ``kills`` says) or ``calls`` (in place of the
+n-th call that renames something, for each n in turn). Prints how many were killed.
 """
 
 import json
@@ -55,7 +55,8 @@ def main() -> None:
             work(spec, attempt % 5 + 1 if calls else None)
             os._exit(0)
         if "seconds" in spec and attempt < spec["kills"]:
-            time.sleep(generator.uniform(0.01, spec["seconds"]))
+            # sooner at first: an idle machine is done in half a second
+            time.sleep(generator.uniform(0.01, spec["seconds"] * (attempt + 1) / spec["kills"]))
             os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
         if os.WIFEXITED(status):
