@@ -15,7 +15,6 @@ import gzip
 import json
 import lzma
 import os
-import shlex
 import shutil
 import subprocess
 import sys
@@ -24,6 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pyppmd
+from demo import command, say, wmtp
 
 ROOT = Path("runs/korean")
 TEXT, TOKENIZER, SHARDS = ROOT / "text", ROOT / "tokenizer", ROOT / "shards"
@@ -54,8 +54,8 @@ def main() -> int:
     train, held_out = files("train"), files("validation")
 
     say("2. A tokenizer")
-    settings = vocabulary_size()
-    wmtp("tokenizer", "train", *sources(train), "--split", "all", "--vocab-size", str(settings),
+    vocabulary = vocabulary_size()
+    wmtp("tokenizer", "train", *sources(train), "--split", "all", "--vocab-size", str(vocabulary),
          "--sample-bytes", "40000000", "--out", str(TOKENIZER))  # fmt: skip
     wmtp("tokenizer", "describe", "--tokenizer", str(TOKENIZER), *sources(held_out),
          "--split", "all")  # fmt: skip
@@ -140,19 +140,6 @@ def compare(measured: dict[str, dict[str, float]], content: bytes) -> bool:
         f"{'reached' if reached else 'missed'}"
     )
     return reached
-
-
-def say(text: str) -> None:
-    print(f"\n{text}", flush=True)
-
-
-def command(*arguments: str) -> list[str]:
-    print("$ wmtp " + shlex.join(arguments), flush=True)
-    return [sys.executable, "-m", "wmtp", *arguments]
-
-
-def wmtp(*arguments: str) -> None:
-    subprocess.run(command(*arguments), check=True)
 
 
 def wmtp_says(*arguments: str) -> str:

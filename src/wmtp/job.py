@@ -224,7 +224,7 @@ def assembled(
             model.freeze_trunk()
         if config.devices.use_torch_compile:
             model.compile_trunk()
-        if device.is_short_of_memory_for(rough_peak(model, recipe)):
+        if device.save_memory_if_short_for(rough_peak(model, recipe)):
             report(
                 "memory is short for this model: what is freed is given back at once, which takes "
                 "time; a run with twice the memory that it needs goes faster"
@@ -262,12 +262,11 @@ def rough_peak(model: MultiTokenModel, recipe: Recipe) -> int:
     take (4 where blocks are recomputed), as it was found with ``benchmarks/memory.py``.
     """
     held = sum(p.nbytes * (4 if p.requires_grad else 1) for p in model.parameters())
-    shape, data = model.trunk_shape, recipe.data.train
+    shape = model.trunk_shape
     blocks = shape.num_layers + model.horizon - 1
-    vectors = data.batch_size * data.max_length * blocks
-    return held + vectors * shape.hidden_size * 4 * (
-        4 if recipe.train.gradient_checkpointing else 28
-    )
+    vectors = blocks * (4 if recipe.train.gradient_checkpointing else 28)
+    positions = recipe.micro_batch_rows * recipe.data.train.max_length
+    return held + positions * vectors * shape.hidden_size * 4
 
 
 def shared(ranks: Ranks) -> str:

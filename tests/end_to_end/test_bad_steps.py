@@ -291,7 +291,7 @@ def test_a_run_that_is_short_of_memory_says_so_and_learns_the_same(
 ) -> None:
     world.train("roomy")
     assert "memory is short" not in capsys.readouterr().err
-    monkeypatch.setattr(Device, "is_short_of_memory_for", lambda *_: True)
+    monkeypatch.setattr(Device, "save_memory_if_short_for", lambda *_: True)
     world.train("short")
     assert "memory is short for this model" in capsys.readouterr().err
     assert losses(world, "short") == losses(world, "roomy")

@@ -226,9 +226,9 @@ def test_a_run_that_takes_half_of_the_memory_gives_back_what_it_frees(
     asked = list[bool]()
     monkeypatch.setattr(device_module, "give_freed_memory_back", lambda: not asked.append(True))
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=4000))
-    assert not cpu.is_short_of_memory_for(2000)
+    assert not cpu.save_memory_if_short_for(2000)
     assert not asked
-    assert cpu.is_short_of_memory_for(2001)
+    assert cpu.save_memory_if_short_for(2001)
     assert asked
     pretend(monkeypatch, "mps", "cpu")
-    assert not choose_device("mps", "fp32").is_short_of_memory_for(2001)
+    assert not choose_device("mps", "fp32").save_memory_if_short_for(2001)

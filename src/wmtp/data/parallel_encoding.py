@@ -1,10 +1,7 @@
 """Batches of documents become tokens in several processes, in the order in which they came."""
 
 import multiprocessing
-import multiprocessing.connection
-import os
 import signal
-import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -17,6 +14,7 @@ from wmtp.data.encoding import PackedDocuments, encode_documents, pack_documents
 from wmtp.data.fast_encoding import FastEncoder, NoFastEncoderError, fast_encoder
 from wmtp.data.tokenizer import TextTokenizer
 from wmtp.errors import DataError
+from wmtp.runtime.stopping import end_with_parent
 
 _BATCHES_AHEAD = 2  # of each process: enough that none waits for the reader
 
@@ -125,15 +123,8 @@ def _begin(tokenizer: TextTokenizer, use_fast: bool) -> None:
     """Make a process ready; it ends with the one that started it, however that ends."""
     global _encoder_here
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal tells all of them; the first decides
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+    end_with_parent()
     _encoder_here = BatchEncoder(tokenizer, use_fast=use_fast)
-
-
-def _end_with(sentinel: int) -> None:
-    multiprocessing.connection.wait([sentinel])
-    os._exit(1)
 
 
 def _encode_here(documents: Sequence[Document | TokenDocument]) -> tuple[PackedDocuments, BadLines]:

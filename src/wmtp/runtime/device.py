@@ -248,14 +248,16 @@ class Device:
         else:
             give_freed_memory_back()
 
-    def is_short_of_memory_for(self, peak: int) -> bool:
-        """Whether a run should be lean: on a CPU with less than twice the memory that it needs.
+    def save_memory_if_short_for(self, peak: int) -> bool:
+        """Give freed memory back at once, on a CPU with less than twice what a run needs.
 
-        Such a run is made to give freed memory back at once. That takes up to a third more time,
-        and else the C library may keep as much as the run uses.
+        That takes up to a third more time; else the C library may keep as much as the run uses.
 
         Args:
             peak: bytes that the run will hold, roughly.
+
+        Returns:
+            Whether it will be given back.
         """
         if self.kind != "cpu" or peak * _ROOMY <= psutil.virtual_memory().available:
             return False
