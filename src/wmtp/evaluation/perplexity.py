@@ -132,11 +132,12 @@ def _measure_row(
     lengths = torch.tensor([piece.predicted for piece in row])
     tokens_2S = torch.tensor([inputs_S, targets_S], device=device.torch_device)
     inputs_BS, targets_BSH = tokens_2S[:1], tokens_2S[1][None, :, None]
-    documents_S = torch.arange(len(row)).repeat_interleave(lengths)
-    documents_BS = documents_S[None].to(device.torch_device) if len(row) > 1 else None
+    documents_S = torch.arange(len(row)).repeat_interleave(lengths).to(device.torch_device)
+    alone = len(row) == 1
     with device.autocast():
-        hidden_BSD = model.next_token_hidden(inputs_BS, documents_BS)
+        hidden_BSD = model.next_token_hidden(inputs_BS, None if alone else documents_S[None])
     valid_BSH = torch.ones_like(targets_BSH, dtype=torch.bool)
     ce_BSH, _ = measure_ce((hidden_BSD,), model.unembeddings[:1], targets_BSH, valid_BSH, workspace)
-    parts = ce_BSH[0, :, 0].split(lengths.tolist())
-    return cast(list[float], torch.stack([p.sum(dtype=device.sum_dtype) for p in parts]).tolist())
+    nats = torch.zeros(len(row), dtype=device.sum_dtype, device=device.torch_device)
+    nats.index_add_(0, documents_S, ce_BSH[0, :, 0].to(device.sum_dtype))
+    return cast(list[float], nats.tolist())
