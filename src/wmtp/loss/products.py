@@ -49,6 +49,5 @@ def add_product(sum_VD: Tensor, left_VR: Tensor, right_RD: Tensor, factor: float
         if way == "new":
             product_VD = torch.mm(left_VR[part], right_RD, out_dtype=sum_VD.dtype)
             sum_VD[part].add_(product_VD, alpha=factor)
-        else:
-            left, right = left_VR[part].to(sum_VD.dtype), right_RD.to(sum_VD.dtype)
-            sum_VD[part].addmm_(left, right, alpha=factor)
+        else:  # summed in float32 in there, rounded once
+            sum_VD[part].add_(torch.mm(left_VR[part], right_RD), alpha=factor)

@@ -21,6 +21,7 @@ from wmtp.errors import CheckpointError, DeviceError
 from wmtp.loss import Workspace
 from wmtp.loss.pieces import rounded_up
 from wmtp.runtime.heap import give_freed_memory_back
+from wmtp.runtime.processor import multiplies_bf16
 
 Kind = Literal["cuda", "mps", "cpu"]
 ComputeBackend = Literal["auto", "cuda", "mps", "cpu"]
@@ -107,6 +108,8 @@ class Device:
     """In how many sizes a length that varies may come, where each new shape costs a compilation."""
     loss_kernel: bool = False
     """The loss's softmax step is one Triton kernel here."""
+    native_bf16: bool = False
+    """This CPU multiplies bf16 numbers by instructions of its own."""
     tiled_attention: bool = False
     """Attention is to be made in tiles, for want of a fused kernel that spares memory: with
     gradients MPS falls to a path that keeps two tensors of ``B * N * S * T`` numbers, and without
@@ -126,9 +129,11 @@ class Device:
     def loss_product_dtype(self) -> torch.dtype | None:
         """Of the loss's logits and products; None means at least float32.
 
-        Tensor cores need 16 bits. Elsewhere float32 costs little, and its sums are exact.
+        Tensor cores need 16 bits, and a CPU with instructions for bf16 is three times as fast in
+        it. Elsewhere float32 costs little, and its sums are exact.
         """
-        return self.compute_dtype if self.kind == "cuda" else None
+        short = self.kind == "cuda" or (self.native_bf16 and self.precision == "bf16")
+        return self.compute_dtype if short else None
 
     @property
     def sum_dtype(self) -> torch.dtype:
@@ -511,7 +516,9 @@ def describe_device(kind: Kind, precision: Precision) -> Device:
             tiled_attention=True,
         )
     # a chunk that stays near the caches: 256 to 512 rows measured best
-    return Device(kind, precision, True, True, False, 512, 256 * MEBIBYTE)
+    return Device(
+        kind, precision, True, True, False, 512, 256 * MEBIBYTE, native_bf16=multiplies_bf16()
+    )
 
 
 def _peak_resident_bytes() -> int:
