@@ -52,12 +52,12 @@ demo: $(VENV)/.base
 demo-korean:
 	@test -n "$(DATA)" || { echo "Say where the Korean texts are: make demo-korean DATA=folder, with" \
 		"JSONL files in folder/ko (and raw dumps in folder/ko_raw)"; exit 2; }
-	@$(MAKE) --no-print-directory $(VENV)/.korean
+	@$(MAKE) --no-print-directory $(VENV)/.korean $(LLAMA_CPP)/.npm-$(NPM_VERSION)
 	@$(BIN)/python scripts/demo_korean.py --data "$(DATA)"
 
 $(VENV)/.korean: $(VENV)/.base
 	@echo "Setting up what Korean corpora need ..."
-	@$(PIP_INSTALL) -e '.[korean,gguf]' pyppmd
+	@$(PIP_INSTALL) -e '.[korean,gguf]' pyppmd sentencepiece
 	@touch $@
 
 test: $(VENV)/.test lint $(LLAMA_CPP)/.npm-$(NPM_VERSION)

@@ -110,7 +110,7 @@ def torch_fused_tuned(problem: Problem) -> None:
 
 
 def measure_only(problem: Problem) -> None:
-    workspace = workspace_of(WORKSPACE_BYTES)
+    workspace = workspace_of(WORKSPACE_BYTES, problem.product_dtype)
     measure_ce(
         problem.hidden_HBSD, problem.matrices, problem.targets_BSH, problem.valid_BSH, workspace
     )
@@ -139,7 +139,7 @@ class Scheme:
 def known_scheme(weights: Callable[[Problem], Tensor], *, frozen: bool = False) -> Scheme:
     def run(problem: Problem) -> None:
         weights_BSH = weights(problem)
-        workspace = workspace_of(WORKSPACE_BYTES)
+        workspace = workspace_of(WORKSPACE_BYTES, problem.product_dtype)
         learn(problem, lambda ce, part: weights_BSH, "known", workspace, frozen=frozen)
 
     return Scheme(run, lambda problem, ce_BSH: weights(problem), frozen)
@@ -150,7 +150,8 @@ def weighted_scheme(weighting: Weighting, held_share: float = 1.0) -> Scheme:
 
     def run(problem: Problem) -> None:
         held_rows = max(CHUNK_ROWS, int(held_share * problem.targets_BSH[0].numel()))
-        workspace = workspace_of(min(WORKSPACE_BYTES, held_rows * len(problem.W_VD) * 4))
+        row_bytes = len(problem.W_VD) * problem.product_dtype.itemsize
+        workspace = workspace_of(min(WORKSPACE_BYTES, held_rows * row_bytes), problem.product_dtype)
         learn_weighted(problem, weighting, workspace)
 
     def weights(problem: Problem, ce_BSH: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 from wmtp.errors import CheckpointError, DeviceError
 from wmtp.runtime import device as device_module
 from wmtp.runtime.device import Device, choose_device, named_peak_flops
+from wmtp.runtime.processor import multiplies_bf16
 
 
 @pytest.fixture
@@ -42,15 +43,40 @@ def test_auto_takes_the_fastest(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("found", [None, object()], ids=["without Triton", "with Triton"])
-def test_loss_takes_16_bit_products_and_the_kernel_on_cuda_alone(
+def test_loss_takes_16_bit_products_and_the_kernel_on_cuda(
     monkeypatch: pytest.MonkeyPatch, found: object
 ) -> None:
+    monkeypatch.setattr(device_module, "multiplies_bf16", lambda: False)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: found)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda emulated: True)
     pretend(monkeypatch, "cuda", "cpu")
     cuda, cpu = choose_device("cuda", "bf16"), choose_device("cpu", "bf16")
     assert (cuda.loss_product_dtype, cuda.loss_kernel) == (torch.bfloat16, found is not None)
     assert (cpu.loss_product_dtype, cpu.loss_kernel) == (None, False)
+
+
+@pytest.mark.parametrize(
+    ("flags", "native"),
+    [
+        ({"avx512_bf16": True, "amx_bf16": False}, True),
+        ({"avx512_bf16": False, "avx512_f": True}, False),
+        ({"bf16": True}, True),  # Arm
+        ({"cpu_name": "bf16"}, False),
+    ],
+    ids=str,
+)
+def test_loss_takes_16_bit_products_on_a_cpu_that_has_them(
+    monkeypatch: pytest.MonkeyPatch, flags: dict[str, object], native: bool
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: flags)
+    assert multiplies_bf16() is native
+    assert choose_device("cpu", "bf16").loss_product_dtype == (torch.bfloat16 if native else None)
+    assert choose_device("cpu", "fp32").loss_product_dtype is None  # what was asked for
+
+
+def test_a_torch_that_cannot_tell_gives_float32_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
+    assert choose_device("cpu", "bf16").loss_product_dtype is None
 
 
 def test_fp16_on_the_cpu_is_refused() -> None:

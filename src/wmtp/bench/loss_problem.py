@@ -2,12 +2,14 @@
 
 import functools
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from wmtp.loss import Scope, Weigh, Workspace, fused_mtp_loss
 from wmtp.loss.pieces import MEBIBYTE
+from wmtp.runtime.device import Kind, Precision, describe_device
 from wmtp.weighting import Signals, Weighting, weigh_chunk
 
 CHUNK_ROWS = 512
@@ -39,6 +41,14 @@ class Problem:
     def matrix(self, head: int) -> Tensor:
         """The matrix of a head."""
         return self.matrices[head % len(self.matrices)]
+
+    @property
+    def product_dtype(self) -> torch.dtype:
+        """Of the loss's products, on this device for hidden states of this dtype."""
+        hidden = self.hidden_HBSD[0]
+        precision: Precision = "fp32" if hidden.dtype == torch.float32 else "bf16"
+        kind = cast(Kind, hidden.device.type)
+        return describe_device(kind, precision).loss_product_dtype or torch.float32
 
     @property
     def rows(self) -> int:
@@ -88,18 +98,20 @@ def make_problem(
 
 
 def bare_products(problem: Problem) -> None:
-    """The three products that no scheme can do without, a chunk at a time, in float32.
+    """The three products that no scheme can do without, a chunk at a time.
 
-    With a matrix for each head: of the rows of one head after the other.
+    They are in float32, or in 16 bits throughout where the loss has its own in 16. With a matrix
+    for each head: of the rows of one head after the other.
     """
-    x_HND = torch.stack([x.detach().float().flatten(0, 1) for x in problem.hidden_HBSD])
+    dtype = problem.product_dtype
+    x_HND = torch.stack([x.detach().to(dtype).flatten(0, 1) for x in problem.hidden_HBSD])
     if len(problem.matrices) == 1:
         x_HND = x_HND.transpose(0, 1).reshape(1, problem.rows, -1)
     chunk_rows = min(CHUNK_ROWS, x_HND.shape[1])
-    z_RV = torch.empty(chunk_rows, len(problem.W_VD), device=x_HND.device)
+    z_RV = torch.empty(chunk_rows, len(problem.W_VD), dtype=dtype, device=x_HND.device)
     gradient_HND = torch.empty_like(x_HND)
     for matrix, x_ND, gradient_ND in zip(problem.matrices, x_HND, gradient_HND, strict=True):
-        W_VD = matrix.detach().float()
+        W_VD = matrix.detach().to(dtype)
         gradient_VD = torch.zeros_like(W_VD)
         for x, dx in zip(x_ND.split(chunk_rows), gradient_ND.split(chunk_rows), strict=True):
             z = z_RV[: len(x)]
@@ -109,9 +121,10 @@ def bare_products(problem: Problem) -> None:
 
 
 @functools.cache
-def workspace_of(limit_bytes: int) -> Workspace:
+def workspace_of(limit_bytes: int, product_dtype: torch.dtype) -> Workspace:
     """Kept from one round to the next, as a training run keeps it."""
-    return Workspace(limit_bytes, CHUNK_ROWS)
+    narrow = None if product_dtype == torch.float32 else product_dtype
+    return Workspace(limit_bytes, CHUNK_ROWS, product_dtype=narrow)
 
 
 def learn(

@@ -1,4 +1,7 @@
-"""Matrix products whose sums stay float32, whatever their factors are."""
+"""Matrix products whose sums are float32, whatever their factors are.
+
+Where the device gives products of 16-bit numbers back in 16 bits, each product is rounded once.
+"""
 
 import functools
 from typing import Literal
