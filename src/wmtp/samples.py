@@ -1,27 +1,18 @@
 """Texts that a model writes while it trains: a look at what the figures mean."""
 
 import json
+from functools import partial
 from pathlib import Path
 
-from wmtp.distributed.sharding import has_slices
-from wmtp.errors import ConfigError, StorageError
+import torch
+from torch import Tensor
+
+from wmtp.distributed.sharding import has_slices, let_go
+from wmtp.errors import StorageError
 from wmtp.job import Job
 from wmtp.model.generate import generate
 from wmtp.runtime.console import Console
 from wmtp.runtime.line_file import LineFile
-
-
-def check_samples(job: Job) -> None:
-    """Refuse samples of a model that no process has as a whole.
-
-    Raises:
-        ConfigError: the model is in slices.
-    """
-    if job.settings.recipe.train.samples.prompts and has_slices(job.model):
-        raise ConfigError(
-            "train.samples needs the whole model in one process, but it is in slices: set "
-            "devices.fsdp.enabled: false, or train.samples.prompts: []"
-        )
 
 
 def write_samples(job: Job, file: Path, step: int, console: Console) -> None:
@@ -31,7 +22,8 @@ def write_samples(job: Job, file: Path, step: int, console: Console) -> None:
     disk that is full costs a warning and these rows.
 
     Args:
-        job: its model is in training mode.
+        job: its model is in training mode. If that is in slices every rank must ask, else the
+            first alone; the first writes.
         file: one JSON object a line: step, prompt, text, and whether the text came to its end.
         step: optimizer steps done.
         console: takes the warning.
@@ -43,6 +35,9 @@ def write_samples(job: Job, file: Path, step: int, console: Console) -> None:
         for prompt in wanted.prompts
     ]
     job.model.train()
+    let_go(job.model)
+    if not job.ranks.is_first:
+        return
     try:
         lines = LineFile(file)
         try:
@@ -58,16 +53,48 @@ def continued(job: Job, prompt: str, max_new_tokens: int) -> dict[str, str | boo
     """What the model adds to a prompt."""
     tokenizer = job.tokenizer
     prompt_ids = [*tokenizer.bos_ids, *tokenizer.encode(prompt)]
-    room = job.model.trunk_shape.max_seq_length
+    prompt_ids = prompt_ids[-job.model.trunk_shape.max_seq_length :]
+    if has_slices(job.model):
+        ids, ended = _in_slices(job, prompt_ids, max_new_tokens)
+    else:
+        ids, ended = _whole(job, prompt_ids, max_new_tokens)
+    return {"text": tokenizer.decode(ids), "ended": ended}
+
+
+def _whole(job: Job, prompt_ids: list[int], max_new_tokens: int) -> tuple[list[int], bool]:
+    """Tokens that follow, and whether the text came to its end."""
     decoding = generate(
         job.model,
-        prompt_ids[-room:],
+        prompt_ids,
         max_new_tokens=max_new_tokens,
-        stop_ids=(tokenizer.eos_id,),
+        stop_ids=(job.tokenizer.eos_id,),
     )
     ids: list[int] = []
     while True:
         try:
             ids.append(next(decoding))
         except StopIteration as end:
-            return {"text": tokenizer.decode(ids), "ended": end.value[0] == "stop_id"}
+            return ids, end.value[0] == "stop_id"
+
+
+@torch.no_grad()
+def _in_slices(job: Job, prompt_ids: list[int], max_new_tokens: int) -> tuple[list[int], bool]:
+    """The same where every pass gathers the blocks, and the ranks must make the same passes.
+
+    So the first rank chooses each token for all, and what a pass costs is gathering: there is no
+    cache.
+    """
+    model, row = job.model, list(prompt_ids)
+    room = min(len(row) + max_new_tokens, model.trunk_shape.max_seq_length + 1)
+    while len(row) < room:
+        tokens_BS = torch.tensor([row], device=job.device.torch_device)
+        logits_V = model.unembed(model.next_token_hidden(tokens_BS)[0, -1])
+        token: int = job.ranks.from_first(partial(_likeliest, logits_V))
+        if token == job.tokenizer.eos_id:
+            return row[len(prompt_ids) :], True
+        row.append(token)
+    return row[len(prompt_ids) :], False
+
+
+def _likeliest(logits_V: Tensor) -> int:
+    return int(logits_V.argmax())

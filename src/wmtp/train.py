@@ -20,6 +20,7 @@ from wmtp.data.frequency import frequent_tokens
 from wmtp.data.order import rows_at
 from wmtp.data.shards import gather_bad_lines
 from wmtp.distributed.ranks import Ranks
+from wmtp.distributed.sharding import has_slices
 from wmtp.errors import CheckpointError, DivergedError
 from wmtp.evaluation.held_out import measure_heads
 from wmtp.job import Job
@@ -31,7 +32,7 @@ from wmtp.runtime.durable import replace_file, storage_errors
 from wmtp.runtime.metrics import BEFORE_ALL, MetricsLog, cut_back
 from wmtp.runtime.run_folder import RunFolder
 from wmtp.runtime.stopping import StopRequest
-from wmtp.samples import check_samples, write_samples
+from wmtp.samples import write_samples
 from wmtp.stage1.loop import prepare_value_head
 from wmtp.state import (
     Moving,
@@ -81,7 +82,6 @@ def train(
     config, recipe, device = job.settings.config, job.settings.recipe, job.device
     checkpoints = config.paths.checkpoints
     ranks = job.ranks
-    check_samples(job)
     if ranks.is_first:
         results = checkpoints.save_final + (recipe.train.average_last is not None)
         require_space(
@@ -183,7 +183,7 @@ def train(
             samples = recipe.train.samples
             if (
                 samples.prompts
-                and ranks.is_first
+                and (ranks.is_first or has_slices(model))
                 and (last or is_due(progress.step, samples.interval))
             ):
                 with window.clock_stopped():

@@ -1,5 +1,6 @@
 """Two real processes that share one run: the same numbers as one, sliced or copied."""
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,7 @@ def test_two_ranks_train_what_one_trains(world: World) -> None:
     """Copied and sliced, stopped and resumed, from one to two and from two to one."""
     runs = world.runs
     world.recipe["model"]["dropout"] = 0.0
+    world.recipe["train"]["samples"] = {"prompts": ["def f"], "interval": 3, "max_new_tokens": 9}
     world.train("one")
     world.train("one-then-two", "--set", "train.max_steps=8")
     train_together(world, "copied")
@@ -102,6 +104,10 @@ def test_two_ranks_train_what_one_trains(world: World) -> None:
 
     for name in ("copied", "sliced", "two-then-one", "one-then-two"):
         assert_near(runs / "one", runs / name, 1e-6)
+    written = (runs / "one/samples.jsonl").read_text()
+    assert [json.loads(line)["step"] for line in written.splitlines()] == [3, 6, 8]
+    for name in ("copied", "sliced", "two-then-one", "stopped"):
+        assert (runs / name / "samples.jsonl").read_text() == written
     assert_equal(runs / "sliced", runs / "stopped")
     assert_equal(runs / "rarely", runs / "rarely-stopped")
 
