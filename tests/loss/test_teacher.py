@@ -64,11 +64,13 @@ def test_16_bit_products_stay_within_the_limit_of_bf16(schedule: Schedule) -> No
     problem = make_problem(schedule, B=1, S=48, D=256, V=4096, dtype=torch.bfloat16)
     workspace = schedule.workspace(problem, 128, product_dtype=torch.bfloat16)
     result = run(problem, schedule, workspace=workspace, distill=0.5)
-    check_against_float64(  # as without a teacher, see test_fused.py
+    # 3e-3 without a teacher (test_fused.py), whose softmax is rounded too; a CPU also rounds each
+    # product of 16-bit numbers
+    check_against_float64(
         problem,
         schedule,
         result,
-        LIMITS[torch.bfloat16],
+        3.5e-3,
         ce_tolerance=2e-2,
         together=True,
         distill=0.5,
