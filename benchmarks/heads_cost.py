@@ -36,11 +36,12 @@ def main() -> None:
     parser.add_argument("--config", default=str(ROOT / "configs/local.yaml"))
     parser.add_argument("--rows", type=int, default=2, help="of the micro-batch that is timed")
     parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     parser.add_argument("--device", default="cpu", help="whose memory is simulated")
     parser.add_argument("--memory-only", action="store_true")
     given = parser.parse_args()
     set_environment_before_torch()
-    print(f"{date.today()}, {Path(given.recipe).stem}")
+    print(f"{date.today()}, {Path(given.recipe).stem}, {given.precision}")
     if not given.memory_only:
         time_heads(given)
     remember_heads(given)
@@ -52,10 +53,12 @@ def settings_of(
     """The recipe with another horizon, and with more layers."""
     from wmtp.config_check import load_settings
 
-    settings = load_settings(given.config, given.recipe)
+    precision = f"config.devices.mixed_precision={given.precision}"
+    settings = load_settings(given.config, given.recipe, overrides=(precision,))
     if horizon is None:
         return settings
     overrides = [
+        precision,
         f"recipe.model.heads.horizon={horizon}",
         f"recipe.model.num_layers={settings.recipe.model.num_layers + layers}",
     ]
@@ -65,9 +68,10 @@ def settings_of(
 def time_heads(given: argparse.Namespace) -> None:
     import torch
 
-    from wmtp.loss import Workspace, fused_mtp_loss
+    from wmtp.loss import fused_mtp_loss
     from wmtp.model.multi_token import build_model
     from wmtp.opening.model import heads_shape, trunk_shape
+    from wmtp.runtime.device import choose_device
 
     torch.set_num_threads(1)
     recipe = settings_of(given).recipe
@@ -78,12 +82,14 @@ def time_heads(given: argparse.Namespace) -> None:
         one = settings_of(given, horizon).recipe
         models.append(build_model(trunk_shape(one, vocabulary), heads_shape(one), seed=0))
     tokens = torch.randint(0, vocabulary, (given.rows, length + max(horizons)))
-    workspace, least = Workspace(), [float("inf")] * 2
+    device, least = choose_device("cpu", given.precision), [float("inf")] * 2
+    workspace = device.loss_workspace()
     for round_ in range(given.rounds + 1):  # the first one pays for buffers
         for place, (horizon, model) in enumerate(zip(horizons, models, strict=True)):
             targets = tokens.unfold(1, length, 1)[:, 1 : horizon + 1].transpose(1, 2).contiguous()
             started = time.process_time()
-            hidden = model(tokens[:, :length], targets)
+            with device.autocast():
+                hidden = model(tokens[:, :length], targets)
             output = fused_mtp_loss(
                 hidden,
                 model.unembeddings,

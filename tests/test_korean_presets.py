@@ -110,8 +110,10 @@ def test_a_mac_finishes_within_22_hours() -> None:
 
 def test_the_small_one_is_for_minutes_on_a_cpu() -> None:
     recipe = recipe_of("korean_small")
-    assert model_of(recipe).num_parameters == pytest.approx(7.1e6, abs=1e5)
-    assert model_of(recipe, horizon=1).num_parameters == pytest.approx(4.5e6, abs=1e5)
-    tokens = 240 * recipe.rows_per_step * recipe.data.train.max_length
-    assert tokens == pytest.approx(983e3, rel=0.001)
-    assert recipe.train.max_steps == 240
+    assert model_of(recipe).num_parameters == pytest.approx(6.6e6, abs=1e5)
+    assert model_of(recipe, horizon=1).num_parameters == pytest.approx(4.0e6, abs=1e5)
+    tokens = 900 * recipe.rows_per_step * recipe.data.train.max_length
+    assert tokens == pytest.approx(3.69e6, rel=0.001)
+    assert recipe.train.max_steps == 900
+    flop = model_of(recipe).training_flops_per_token(recipe.data.train.max_length)
+    assert flop == pytest.approx(64e6, rel=0.001)
