@@ -189,7 +189,7 @@ def main() -> None:
     for name in names:
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
             rows.append(pool.submit(measure, name, arguments.files, arguments.vocab_size).result())
-        print(rows[-1], flush=True)
+        print(f"  {name}: {rows[-1].train_seconds:.1f} s", file=sys.stderr, flush=True)
     text = table(rows, read(arguments.files), arguments.vocab_size)
     print(text)
     if arguments.markdown:
