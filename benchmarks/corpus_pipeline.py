@@ -1,12 +1,12 @@
-"""The whole way from raw files of gigabytes to clean text: time, memory, disk, and the same after kills.
+"""Raw files of gigabytes to clean text: time, memory, disk, and the same bytes after kills.
 
     WMTP_DATA=folder python benchmarks/corpus_pipeline.py [--gigabytes 1] [--workers 1,2] [--kills 4]
 
-A corpus of so many gigabytes (JSONL and JSON of the Modu corpora) is made of the sentences and words
-of ``ko/*.jsonl.xz``, shuffled and recombined by a seed, with exact and near copies planted among them.
-``wmtp data prepare`` then works on it with each number of workers, and once more with the largest,
-killed at random moments; all must give the same bytes. Memory is looked at ten times a second, of
-every process.
+A corpus of so many gigabytes (JSONL, and JSON of the Modu corpora) is made of the sentences and
+words of ``ko/*.jsonl.xz``, shuffled and recombined by a seed, with exact and near copies planted
+among them. ``wmtp data prepare`` then works on it with each number of workers, and once more with
+the last of them, killed at random moments; all must give the same bytes. Memory of every process is
+looked at ten times a second.
 """
 
 import argparse
@@ -168,6 +168,7 @@ class Measured:
     disk: int = 0
 
     def told(self, name: str) -> str:
+        """A line."""
         peaks = ", ".join(f"{peak / 1e6:.0f}" for peak in self.peaks.values())
         return (
             f"{name}: {self.wall_seconds:.0f} s, {self.cpu_seconds:.0f} CPU s; peak MB by process "
@@ -175,9 +176,7 @@ class Measured:
         )
 
 
-def prepare(
-    sources: Path, out: Path, workers: int, end_after: float | None = None
-) -> Measured:
+def prepare(sources: Path, out: Path, workers: int, end_after: float | None = None) -> Measured:
     """Run the command, or kill it after so many seconds."""
     command = [sys.executable, "-m", "wmtp", "data", "prepare", "--sources", str(sources),
                "--out", str(out), "--workers", str(workers)]  # fmt: skip

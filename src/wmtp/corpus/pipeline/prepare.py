@@ -3,11 +3,12 @@
 import json
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar, final
 
 import numpy as np
 import orjson
@@ -22,7 +23,6 @@ from wmtp.corpus.pipeline.build import (
     origin_of,
 )
 from wmtp.corpus.pipeline.plan import Plan, differences, make_plan, read_plan
-from wmtp.corpus.pipeline.pool import Run, pool
 from wmtp.corpus.pipeline.report import CorpusReport, SourceReport, speeds
 from wmtp.corpus.pipeline.selection import Selection, select
 from wmtp.corpus.pipeline.tally import SAMPLES
@@ -33,7 +33,6 @@ from wmtp.corpus.pipeline.units import (
     UnitWorker,
     cut_units,
     document_lines,
-    peak_bytes,
     read_unit,
     sample_of,
     text_sizes,
@@ -47,12 +46,17 @@ from wmtp.errors import ConfigError, DataError
 from wmtp.runtime.console import Console
 from wmtp.runtime.durable import replace_file, storage_errors
 from wmtp.runtime.lock import hold_run_lock
+from wmtp.runtime.machine import peak_resident_bytes
+from wmtp.runtime.pool import Run, pool
 
 REPORT_FILE: Final = "report.json"
 SUMMARY_FILE: Final = "report.md"
 SPEEDS_FILE: Final = "speeds.json"
 PLAN_FILE: Final = "plan.json"
 _LOCK_FILE: Final = ".lock"
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 def prepare_corpus(
@@ -115,6 +119,7 @@ def prepare_corpus(
                 raise
             searched = time.process_time()
             console.line(f"looking for duplicates among {_count(units):,} documents")
+            shared = _Timed(run)
             selection = select(
                 [unit.folder for unit in units],
                 work / "selection",
@@ -125,14 +130,16 @@ def prepare_corpus(
                 SplitSettings(
                     settings.validation.share, settings.seed, settings.validation.largest_group
                 ),
+                shared,
             )
             seconds["search"] = time.process_time() - searched
+            if workers > 1:  # else it is this process's already
+                seconds["search"] += shared.seconds
             _count_selection(plan, units, selection, sources, tool.private)
             tasks = _tasks(units, selection, settings.file_megabytes * 1_000_000)
-            files = []
-            for written, taken in run(_write, tasks):
-                files.append(written)
-                seconds["files"] += taken
+            shared = _Timed(run)
+            files = list(shared(_write, tasks))
+            seconds["files"] = shared.seconds
         report = CorpusReport(
             plan,
             sources,
@@ -148,7 +155,7 @@ def prepare_corpus(
             sum(source.tally.bytes_in for source in sources),
             time.monotonic() - begun,
             {
-                "this process": peak_bytes(),
+                "this process": peak_resident_bytes(),
                 "largest worker": max(unit.peak_bytes for unit in units),
             },
         )
@@ -281,7 +288,7 @@ def _add_up(
         SourceReport(source.name, source.effective_license) for source in settings.sources
     )
     for unit in units:
-        sources[plan.inputs[unit.file].source].tally.add(unit.tally)
+        sources[plan.inputs[unit.file].source].tally.add(unit.tally())
     for i, source in enumerate(sources):
         tally = source.tally
         bad = ", ".join(f"{reason} {count}" for reason, count in tally.bad.most_common(3))
@@ -356,9 +363,29 @@ def _tasks(units: list[DoneUnit], selection: Selection, most_bytes: int) -> Iter
         yield from file_tasks(units, selection, side, most_bytes)
 
 
-def _write(tool: UnitWorker, task: FileTask) -> tuple[WrittenFile, float]:
+def _write(tool: UnitWorker, task: FileTask) -> WrittenFile:
+    return write_file(tool.out, task)
+
+
+@final
+class _Timed:
+    """Does work like the one that it is given, and adds up the seconds of processor time."""
+
+    def __init__(self, run: Run) -> None:
+        self.seconds = 0.0
+        self._run = run
+
+    def __call__(
+        self, work: Callable[[Any, T], R], tasks: Iterable[T], in_order: bool = False
+    ) -> Iterator[R]:
+        for result, seconds in self._run(partial(_with_seconds, work), tasks, in_order):
+            self.seconds += seconds
+            yield result
+
+
+def _with_seconds(work: Callable[[Any, T], R], tool: Any, task: T) -> tuple[R, float]:
     began = time.thread_time()
-    return write_file(tool.out, task), time.thread_time() - began
+    return work(tool, task), time.thread_time() - began
 
 
 def _summary(out: Path) -> list[str]:

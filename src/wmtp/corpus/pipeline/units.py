@@ -1,15 +1,13 @@
 """A unit of work: records of one file, cut by who reads, made into documents by who works."""
 
 import json
-import resource
 import shutil
-import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, final
+from typing import Any, Final, TypeVar, final
 
 import numpy as np
 import orjson
@@ -22,6 +20,7 @@ from wmtp.corpus.readers.reading import cut_records, parse
 from wmtp.corpus.stages import CountingStage, PrivateData
 from wmtp.errors import DataError
 from wmtp.runtime.durable import storage_errors, sync_file, sync_folder, temporary_name
+from wmtp.runtime.machine import peak_resident_bytes
 
 WORK_FOLDER: Final = "work"
 DOCUMENTS_FILE: Final = "documents.jsonl"
@@ -30,6 +29,8 @@ _SIZES_FILE: Final = "sizes.npy"
 _FACTS_FILE: Final = "unit.json"
 _MOST_RECORDS: Final = 100_000
 _SAMPLE_CHARACTERS: Final = 120
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +80,14 @@ class DoneUnit:
     documents: int
     seconds: Mapping[str, float]
     peak_bytes: int
-    tally: Tally
+
+    def tally(self) -> Tally:
+        """What became of its records: read when it is asked for, as there may be many units.
+
+        Raises:
+            DataError: it cannot be read.
+        """
+        return _facts(self.folder, lambda facts: Tally.from_json(facts["tally"]))
 
 
 def unit_name(file: int, first: int) -> str:
@@ -202,7 +210,7 @@ class UnitWorker:
                 "start": [unit.start.record, unit.start.offset],
                 "documents": len(documents),
                 "seconds": clock.seconds,
-                "peak_bytes": peak_bytes(),
+                "peak_bytes": peak_resident_bytes(),
                 "tally": tally.as_json(),
             }
             (temporary / _FACTS_FILE).write_text(json.dumps(facts), encoding="ascii")
@@ -301,9 +309,9 @@ def read_unit(folder: Path) -> DoneUnit:
     Raises:
         DataError: it is none.
     """
-    try:
-        facts = json.loads((folder / _FACTS_FILE).read_bytes())
-        return DoneUnit(
+    return _facts(
+        folder,
+        lambda facts: DoneUnit(
             folder=folder,
             file=facts["file"],
             first=facts["first"],
@@ -313,8 +321,13 @@ def read_unit(folder: Path) -> DoneUnit:
             documents=facts["documents"],
             seconds=facts["seconds"],
             peak_bytes=facts["peak_bytes"],
-            tally=Tally.from_json(facts["tally"]),
-        )
+        ),
+    )
+
+
+def _facts(folder: Path, take: Callable[[dict[str, Any]], T]) -> T:
+    try:
+        return take(json.loads((folder / _FACTS_FILE).read_bytes()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
             f"'{folder}' cannot be read ({error}). Delete it, and run again."
@@ -337,12 +350,6 @@ def document_lines(folder: Path, numbers: Any) -> Iterator[bytes]:
                 file.seek(begin)
             place = int(ends[number])
             yield file.read(place - begin)
-
-
-def peak_bytes() -> int:
-    """Most memory that this process has held."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 @final
