@@ -1,6 +1,7 @@
 """Raw files of gigabytes to clean text: time, memory, disk, and the same bytes after kills.
 
-    WMTP_DATA=folder python benchmarks/corpus_pipeline.py [--gigabytes 1] [--workers 1,2] [--kills 4]
+    WMTP_DATA=folder python benchmarks/corpus_pipeline.py [--gigabytes 1] [--workers 1,2]
+        [--kills 4]
 
 A corpus of so many gigabytes (JSONL, and JSON of the Modu corpora) is made of the sentences and
 words of ``ko/*.jsonl.xz``, shuffled and recombined by a seed, with exact and near copies planted
@@ -65,6 +66,8 @@ def main() -> None:
                 print(f"killed after {killed.wall_seconds:.0f} s", flush=True)
             print(prepare(sources, out, workers).told("the rest"))
             found["killed"] = hashes(out)
+    for name, files in found.items():
+        print(f"{name}: {sha256(json.dumps(files).encode()).hexdigest()}")
     same = all(each == found["killed" if options.kills else f"{workers} workers"]
                for each in found.values())  # fmt: skip
     print(f"{' and '.join(found)}: {'the same bytes' if same else 'DIFFERENT BYTES'}")

@@ -1,4 +1,6 @@
+import os
 import random
+import resource
 import tracemalloc
 from collections import defaultdict
 from collections.abc import Sequence
@@ -304,3 +306,21 @@ def test_a_large_group_is_for_training(tmp_path: Path) -> None:
     assert all(split(two, units, 1))
     with pytest.raises(ValueError, match="largest_group"):
         SplitSettings(largest_group=256)
+
+
+def test_units_without_number_need_few_open_files(tmp_path: Path) -> None:
+    texts = made_texts(60, random.Random(11))
+    units = units_of(tmp_path, [*texts, *texts[:3]], list(range(1, 63)))
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    open_now = len(os.listdir("/dev/fd"))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (open_now + 30, limits[1]))
+    try:
+        found = find_duplicates(units, StoredTexts(units), tmp_path / "scratch", SETTINGS)
+        chosen = in_validation(found, units, SplitSettings(0.5))
+        # negative control: all units at once are more than may be open
+        with pytest.raises(OSError, match="Too many open files"):
+            [Signatures.open(unit) for unit in units]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert np.flatnonzero(~found.kept).tolist() == [60, 61, 62]
+    assert chosen[60:].tolist() == chosen[:3].tolist()
