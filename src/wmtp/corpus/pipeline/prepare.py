@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import accumulate, groupby
 from pathlib import Path
 from typing import Any, Final, TypeVar, final
 
@@ -29,6 +30,7 @@ from wmtp.corpus.pipeline.tally import SAMPLES
 from wmtp.corpus.pipeline.units import (
     WORK_FOLDER,
     DoneUnit,
+    Position,
     Unit,
     UnitWorker,
     cut_units,
@@ -94,9 +96,8 @@ def prepare_corpus(
             return [f"{out} is complete: nothing to do", *_summary(out)]
         tool = UnitWorker(
             out=out,
-            names=tuple(file.name for file in plan.inputs),
-            readers=tuple(build_reader(settings.sources[file.source]) for file in plan.inputs),
-            origins=tuple(origin_of(settings.sources[file.source]) for file in plan.inputs),
+            readers=tuple(map(build_reader, settings.sources)),
+            origins=tuple(map(origin_of, settings.sources)),
             stages=build_stages(settings, evaluation_ngrams(settings)),
             shape=SignatureShape(),
         )
@@ -216,19 +217,20 @@ def _settle_plan(settings: CorpusSettings, out: Path) -> tuple[Plan | None, Plan
 
 def _do_units(plan: Plan, tool: UnitWorker, run: Run, console: Console) -> float:
     """Do what is not done yet, all files in order; gives the seconds of cutting them."""
-    done: dict[int, dict[int, DoneUnit]] = {}
-    for folder in sorted(tool.folder.iterdir()):
+    done: dict[Position, DoneUnit] = {}
+    for folder in tool.folder.iterdir():
         unit = read_unit(folder)
-        done.setdefault(unit.file, {})[unit.first] = unit
-    total = sum(file.size for file in plan.inputs) // 1_000_000 + 1
+        done[unit.file, unit.first] = unit
+    before = [0, *accumulate(file.size for file in plan.inputs)]
     place = _Progress()
 
+    def opened(file: int, raw: RawFile) -> None:
+        place.before, place.file = before[file], raw
+
     def tasks() -> Iterator[Unit]:
-        for i, file in enumerate(plan.inputs):
-            place.file = RawFile(Path(file.path))
-            units = cut_units(
-                tool.readers[i], place.file, file.name, i, plan.unit_bytes, done.get(i, {})
-            )
+        for source, group in groupby(enumerate(plan.inputs), key=lambda item: item[1].source):
+            files = [(i, file.name, Path(file.path)) for i, file in group]
+            units = cut_units(tool.readers[source], source, files, plan.unit_bytes, done, opened)
             while True:
                 began = time.thread_time()
                 unit = next(units, None)
@@ -236,11 +238,11 @@ def _do_units(plan: Plan, tool: UnitWorker, run: Run, console: Console) -> float
                 if unit is None:
                     break
                 yield unit
-            place.before, place.file = place.before + file.size, None
 
+    total = before[-1] // 1_000_000 + 1
     with console.progress(0, total, "MB") as bar:
         for _ in run(UnitWorker.work, tasks()):
-            bar.update(place.bytes // 1_000_000, {})
+            bar.advance(place.bytes // 1_000_000)
         bar.update(total, {})
     return place.seconds
 
@@ -264,15 +266,14 @@ def _units_in_order(plan: Plan, folder: Path) -> list[DoneUnit]:
     Raises:
         RuntimeError: one is missing, which is a fault of ours.
     """
-    units = []
-    for i, file in enumerate(plan.inputs):
-        first, is_last = 0, False
-        while not is_last:
-            path = folder / unit_name(i, first)
-            if not path.is_dir():
-                raise RuntimeError(f"{path}: nobody did this unit of {file.name}")
-            units.append(read_unit(path))
-            first, is_last = units[-1].end, units[-1].is_last
+    units: list[DoneUnit] = []
+    begin: Position = (0, 0)
+    while begin[0] < len(plan.inputs):
+        path = folder / unit_name(*begin)
+        if not path.is_dir():
+            raise RuntimeError(f"{path}: nobody did this unit of {plan.inputs[begin[0]].name}")
+        units.append(read_unit(path))
+        begin = units[-1].behind
     return units
 
 
