@@ -218,14 +218,14 @@ def test_very_long_texts_are_judged_by_their_signatures(tmp_path: Path) -> None:
 
 def bytes_at_most(folder: Path, documents: int, memory: int) -> int:
     """Traced peak of a search among documents that agree in nothing."""
-    rng, unit, size = np.random.default_rng(0), 4000, SETTINGS.shape.permutations
+    rng, unit, shape = np.random.default_rng(0), 2000, SignatureShape(bands=8)
     units = [folder / f"{start:06d}" for start in range(0, documents, unit)]
     for each in units:
         each.mkdir(parents=True)
-        exact, bands = (rng.integers(0, 2**63, shape).astype(np.uint64)
-                        for shape in ((unit, 2), (SETTINGS.shape.bands, unit)))  # fmt: skip
-        Signatures(exact, bands, np.zeros((unit, size), np.uint8)).write(each)
-    settings = replace(SETTINGS, memory_bytes=memory)
+        exact, bands = (rng.integers(0, 2**63, size).astype(np.uint64)
+                        for size in ((unit, 2), (shape.bands, unit)))  # fmt: skip
+        Signatures(exact, bands, np.zeros((unit, shape.permutations), np.uint8)).write(each)
+    settings = replace(SETTINGS, memory_bytes=memory, shape=shape)
     tracemalloc.start()
     try:
         assert find_duplicates(units, str, folder / "scratch", settings).kept.all()
@@ -238,9 +238,9 @@ def test_memory_grows_by_a_few_bytes_a_document(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(search_module, "_NUMBERS_AT_A_TIME", 1000)
-    few, many = 12_000, 48_000
-    bounded = [bytes_at_most(tmp_path / f"b{n}", n, 400_000) for n in (few, many)]
-    # 5 for each document, and what a unit of only 4000 takes for its open files
+    few, many = 6_000, 24_000
+    bounded = [bytes_at_most(tmp_path / f"b{n}", n, 200_000) for n in (few, many)]
+    # 5 for each document, and what a unit of only 2000 takes for its open files
     assert bounded[1] - bounded[0] < 12 * (many - few)
     # negative control: with memory for everything, everything is sorted at once
     free = [bytes_at_most(tmp_path / f"f{n}", n, 1 << 30) for n in (few, many)]
@@ -309,11 +309,11 @@ def test_a_large_group_is_for_training(tmp_path: Path) -> None:
 
 
 def test_units_without_number_need_few_open_files(tmp_path: Path) -> None:
-    texts = made_texts(60, random.Random(11))
-    units = units_of(tmp_path, [*texts, *texts[:3]], list(range(1, 63)))
+    texts = made_texts(30, random.Random(11))
+    units = units_of(tmp_path, [*texts, *texts[:3]], list(range(1, 33)))
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     open_now = len(os.listdir("/dev/fd"))
-    resource.setrlimit(resource.RLIMIT_NOFILE, (open_now + 30, limits[1]))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (open_now + 20, limits[1]))
     try:
         found = find_duplicates(units, StoredTexts(units), tmp_path / "scratch", SETTINGS)
         chosen = in_validation(found, units, SplitSettings(0.5))
@@ -322,5 +322,5 @@ def test_units_without_number_need_few_open_files(tmp_path: Path) -> None:
             [Signatures.open(unit) for unit in units]
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-    assert np.flatnonzero(~found.kept).tolist() == [60, 61, 62]
-    assert chosen[60:].tolist() == chosen[:3].tolist()
+    assert np.flatnonzero(~found.kept).tolist() == [30, 31, 32]
+    assert chosen[30:].tolist() == chosen[:3].tolist()

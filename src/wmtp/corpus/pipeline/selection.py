@@ -67,7 +67,7 @@ def select(
             for left in (scratch, temporary):
                 shutil.rmtree(left, ignore_errors=True)
             found = find_duplicates(units, StoredTexts(units), scratch, settings, run)
-            validation = in_validation(found, units, split)
+            validation = in_validation(found, units, split, run)
             temporary.mkdir()
             parts: tuple[NDArray[Any], ...] = (found.link, found.percent, validation)
             for name, part in zip(_PARTS, parts, strict=True):
