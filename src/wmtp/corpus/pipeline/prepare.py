@@ -120,7 +120,7 @@ def prepare_corpus(
                 raise
             searched = time.process_time()
             console.line(f"looking for duplicates among {_count(units):,} documents")
-            shared = _Timed(run)
+            searching, writing = _Measured(run), _Measured(run)
             selection = select(
                 [unit.folder for unit in units],
                 work / "selection",
@@ -131,16 +131,15 @@ def prepare_corpus(
                 SplitSettings(
                     settings.validation.share, settings.seed, settings.validation.largest_group
                 ),
-                shared,
+                searching,
             )
             seconds["search"] = time.process_time() - searched
             if workers > 1:  # else it is this process's already
-                seconds["search"] += shared.seconds
+                seconds["search"] += searching.seconds
             _count_selection(plan, units, selection, sources, tool.private)
             tasks = _tasks(units, selection, settings.file_megabytes * 1_000_000)
-            shared = _Timed(run)
-            files = list(shared(_write, tasks))
-            seconds["files"] = shared.seconds
+            files = list(writing(_write, tasks))
+            seconds["files"] = writing.seconds
         report = CorpusReport(
             plan,
             sources,
@@ -157,7 +156,9 @@ def prepare_corpus(
             time.monotonic() - begun,
             {
                 "this process": peak_resident_bytes(),
-                "largest worker": max(unit.peak_bytes for unit in units),
+                "largest worker": max(
+                    *(unit.peak_bytes for unit in units), searching.peak_bytes, writing.peak_bytes
+                ),
             },
         )
         with storage_errors(f"{out} could not be written"):
@@ -369,24 +370,31 @@ def _write(tool: UnitWorker, task: FileTask) -> WrittenFile:
 
 
 @final
-class _Timed:
-    """Does work like the one that it is given, and adds up the seconds of processor time."""
+class _Measured:
+    """Does work like the one that it is given, and says what the work took.
+
+    Attributes:
+        seconds: of processor time.
+        peak_bytes: of memory, of the largest process that worked.
+    """
 
     def __init__(self, run: Run) -> None:
         self.seconds = 0.0
+        self.peak_bytes = 0
         self._run = run
 
     def __call__(
         self, work: Callable[[Any, T], R], tasks: Iterable[T], in_order: bool = False
     ) -> Iterator[R]:
-        for result, seconds in self._run(partial(_with_seconds, work), tasks, in_order):
+        for result, seconds, peak in self._run(partial(_measured, work), tasks, in_order):
             self.seconds += seconds
+            self.peak_bytes = max(self.peak_bytes, peak)
             yield result
 
 
-def _with_seconds(work: Callable[[Any, T], R], tool: Any, task: T) -> tuple[R, float]:
+def _measured(work: Callable[[Any, T], R], tool: Any, task: T) -> tuple[R, float, int]:
     began = time.thread_time()
-    return work(tool, task), time.thread_time() - began
+    return work(tool, task), time.thread_time() - began, peak_resident_bytes()
 
 
 def _summary(out: Path) -> list[str]:
