@@ -8,102 +8,27 @@ that was itself dropped. The outcome depends on the documents and their order al
 signed them or on how much memory there is.
 """
 
-import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from wmtp.corpus.duplicates.buckets import U64, Buckets, stored_rows
-from wmtp.corpus.duplicates.groups import Groups
-from wmtp.corpus.duplicates.signatures import Signatures, SignatureShape, jaccard
+from wmtp.corpus.duplicates.keeping import keep_first
+from wmtp.corpus.duplicates.outcome import Duplicates, DuplicateSettings
+from wmtp.corpus.duplicates.signatures import Signatures
 from wmtp.corpus.duplicates.sketches import Sketches, join_sketches
-from wmtp.corpus.duplicates.texts import RecentShingles, TextOf
+from wmtp.corpus.duplicates.texts import TextOf
 from wmtp.runtime.pool import Run, here
 
 _HIGHEST = 2**64 - 1
 _MOST_DOCUMENTS = 2**32 - 1
 _PAIRS_AT_A_TIME = 1 << 15
 _NUMBERS_AT_A_TIME = 1 << 18
-_BYTES_OF_A_SHINGLE = 120
 _SKETCH_FILE = "sketch"
 _DIFFERENT_FILE = "different.npy"
-
-
-@dataclass(frozen=True, slots=True)
-class DuplicateSettings:
-    """What is alike, and how much memory the search may take.
-
-    Attributes:
-        threshold: similarity from which on a document repeats another: the Jaccard similarity of
-            the sets of their shingles.
-        group_threshold: similarity from which on two documents may not part in a split.
-        margin: by which the estimate of a signature may fall short of the truth before a pair
-            is not compared at all; 0.12 is more than three standard deviations at 0.8.
-        neighbours: documents of the same band that each is compared with: so many first ones
-            and so many before it.
-        longest: shingles; documents with more are judged by the estimate of their signatures.
-        memory_bytes: for sorting, of each process, and as much again for texts that are compared.
-            To that come 5 bytes for each document: 0.5 GB for 100 million.
-        shape: of the signatures.
-    """
-
-    threshold: float = 0.8
-    group_threshold: float = 0.5
-    margin: float = 0.12
-    neighbours: int = 64
-    longest: int = 1_000_000
-    memory_bytes: int = 128 * 1024**2
-    shape: SignatureShape = field(default_factory=SignatureShape)
-
-    def __post_init__(self) -> None:
-        """Refuse thresholds without a meaning."""
-        if not 0 < self.group_threshold <= self.threshold <= 1:
-            raise ValueError(f"not 0 < group_threshold <= threshold <= 1: {self}")
-        if self.neighbours < 1 or self.memory_bytes < 1:
-            raise ValueError(f"neighbours and memory_bytes are at least 1: {self}")
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Duplicates:
-    """What became of each of ``n`` documents, by its number.
-
-    Attributes:
-        link: of a kept document, the lowest number of its group, which are those that it may not
-            part from in a split; of a dropped one, the kept document that it repeats. uint32
-            ``[n]``.
-        percent: 0 for a kept document; of a dropped one, how many in a hundred of all shingles
-            of both are shared, or ``EQUAL`` if the comparable texts are equal. uint8 ``[n]``.
-    """
-
-    link: NDArray[np.uint32]
-    percent: NDArray[np.uint8]
-
-    EQUAL: ClassVar[int] = 101
-
-    @property
-    def kept(self) -> NDArray[np.bool_]:
-        """Whether each document is kept."""
-        result: NDArray[np.bool_] = self.percent == 0
-        return result
-
-    @property
-    def group(self) -> NDArray[np.uint32]:
-        """The lowest number of each document's group; a dropped one is where its original is."""
-        return np.where(self.kept, self.link, self.link[self.link])
-
-    def repeats(self, number: int) -> int | None:
-        """The kept document that a dropped one repeats, None for a kept one."""
-        return int(self.link[number]) if self.percent[number] else None
-
-    def reason(self, number: int) -> str | None:
-        """Why a document is dropped, as in the report: None, ``exact_`` or ``near_duplicate``."""
-        if not self.percent[number]:
-            return None
-        return "exact_duplicate" if self.percent[number] == self.EQUAL else "near_duplicate"
 
 
 def find_duplicates(
@@ -122,7 +47,7 @@ def find_duplicates(
         scratch: a folder that does not exist yet; it holds about 150 bytes for each document and
             32 for each pair that may be alike, and is gone at the end.
         settings: see there.
-        run: takes one band after the other; None for this process. The outcome is the same.
+        run: finds pairs and compares them; None for this process. The outcome is the same.
 
     Raises:
         ValueError: a unit's signatures have another shape, or there are too many documents.
@@ -152,7 +77,7 @@ def find_duplicates(
                 pairs.add(rows)
             written.unlink()
         sketches = Sketches(scratch / _SKETCH_FILE, settings.shape.permutations)
-        _keep_first(pairs, sketches, text_of, found, settings)
+        keep_first(pairs, sketches, text_of, found, settings, run)
         del sketches
     (scratch / _SKETCH_FILE).unlink()
     (scratch / _DIFFERENT_FILE).unlink()
@@ -267,59 +192,3 @@ def _neighbours(keys: U64, most: int) -> Iterator[tuple[NDArray[np.intp], NDArra
             return
         for start in range(0, len(later), _PAIRS_AT_A_TIME):
             yield later[start : start + _PAIRS_AT_A_TIME], earlier[start : start + _PAIRS_AT_A_TIME]
-
-
-def _keep_first(
-    pairs: Buckets,
-    sketches: Sketches,
-    text_of: TextOf,
-    found: Duplicates,
-    settings: DuplicateSettings,
-) -> None:
-    """Go through all documents in order and drop those that are like an earlier, kept one."""
-    shingles_of = RecentShingles(
-        text_of, settings.shape.characters, settings.memory_bytes // _BYTES_OF_A_SHINGLE
-    )
-    groups = Groups(found.link)
-
-    def similarity(one: int, other: int, estimate: float) -> float:
-        first, second = shingles_of(one), shingles_of(other)
-        if max(len(first), len(second)) > settings.longest:
-            return estimate
-        return jaccard(first, second)
-
-    for later, candidates in _candidates(pairs, sketches):
-        alike: list[int] = []
-        for earlier, estimate in candidates:
-            if found.percent[earlier]:
-                continue
-            sure = estimate >= settings.threshold - settings.margin
-            # an unlikely repetition only matters for the groups, once
-            if not sure and groups.same(later, earlier):
-                continue
-            value = similarity(later, earlier, estimate)
-            if value >= settings.threshold:
-                found.link[later] = earlier
-                found.percent[later] = max(round(100 * value), 1)
-                break
-            if value >= settings.group_threshold:
-                alike.append(earlier)
-        else:
-            for earlier in alike:
-                groups.join(later, earlier)
-
-
-def _candidates(
-    pairs: Buckets, sketches: Sketches
-) -> Iterator[tuple[int, list[tuple[int, float]]]]:
-    """Each document that has any, and the earlier ones to compare it with, in ascending order."""
-    for rows in pairs.sorted():
-        fresh = np.ones(len(rows), bool)
-        fresh[1:] = (rows[1:] != rows[:-1]).any(axis=1)
-        distinct = rows[fresh].astype(np.intp)
-        # cut at documents, so that a piece holds all pairs of each
-        borders = np.flatnonzero(np.diff(distinct[:, 0], prepend=-1, append=-1))
-        for start, end in itertools.pairwise(borders):
-            later, earlier = distinct[start:end].T
-            close = sketches.estimates(later, earlier)
-            yield int(later[0]), list(zip(earlier.tolist(), close.tolist(), strict=True))

@@ -8,7 +8,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from wmtp.corpus.duplicates.search import Duplicates
+from wmtp.corpus.duplicates.outcome import Duplicates
 from wmtp.corpus.duplicates.signatures import Signatures
 from wmtp.runtime.pool import Run, here
 
