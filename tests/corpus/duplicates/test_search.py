@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from wmtp.corpus.duplicates import (
     comparable,
     find_duplicates,
     in_validation,
+    keeping,
     sign,
     write_texts,
 )
@@ -324,3 +326,44 @@ def test_units_without_number_need_few_open_files(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
     assert np.flatnonzero(~found.kept).tolist() == [30, 31, 32]
     assert chosen[30:].tolist() == chosen[:3].tolist()
+
+
+def all_ahead(work: Any, tasks: Any, in_order: bool = False) -> Any:
+    """Works like processes that are far ahead: no decision is known where tasks are made."""
+    assert in_order or work.__name__ != "_compare"
+    return iter([work(None, task) for task in list(tasks)])
+
+
+def test_comparing_far_ahead_of_decisions_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = random.Random(12)
+    texts = made_texts(12, rng)
+    for _ in range(160):  # chains: a copy of a copy is like one that is dropped, or like none kept
+        texts.append(edited(rng.choice(texts), rng.choice([0.01, 0.04, 0.1]), rng))
+    units = units_of(tmp_path, texts)
+    expected = find_duplicates(units, StoredTexts(units), tmp_path / "scratch", SETTINGS)
+    assert 60 < expected.kept.sum() < 150
+    missing: list[int] = []
+    real = keeping._Comparer.__call__
+    for at_a_time in (1, 7, 1 << 15):
+        monkeypatch.setattr(keeping, "_PAIRS_AT_A_TIME", at_a_time)
+        found = find_duplicates(
+            units, StoredTexts(units), tmp_path / "scratch", SETTINGS, all_ahead
+        )
+        assert np.array_equal(found.link, expected.link)
+        assert np.array_equal(found.percent, expected.percent)
+
+    # negative control: some decisions were foreseen wrongly, and their pairs compared afterwards
+    def watched(self: Any, one: int, other: int, estimate: float) -> float:
+        missing.append(one)
+        return real(self, one, other, estimate)
+
+    def all_ahead_watched(work: Any, tasks: Any, in_order: bool = False) -> Any:
+        results = all_ahead(work, tasks, in_order)
+        if in_order and work is keeping._compare:
+            monkeypatch.setattr(keeping._Comparer, "__call__", watched)
+        return results
+
+    find_duplicates(units, StoredTexts(units), tmp_path / "scratch", SETTINGS, all_ahead_watched)
+    assert missing
