@@ -18,7 +18,7 @@ def test_the_peak_grows_with_what_is_held() -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="of /proc")
 def test_the_peak_of_who_started_a_process_is_not_its_own() -> None:
-    held = np.ones((400 << 20) // 8)
+    held = np.ones((200 << 20) // 8)
     child = int(subprocess.check_output([sys.executable, "-c", CHILD]))
     del held
-    assert 1 << 20 < child < 300 << 20
+    assert 1 << 20 < child < 150 << 20
