@@ -1,22 +1,15 @@
 """Batches of documents become tokens in several processes, in the order in which they came."""
 
-import multiprocessing
-import signal
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
 from wmtp.data.documents import BadLine, BadLines, Document, TokenDocument
 from wmtp.data.encoding import PackedDocuments, encode_documents, pack_documents
 from wmtp.data.fast_encoding import FastEncoder, NoFastEncoderError, fast_encoder
 from wmtp.data.tokenizer import TextTokenizer
-from wmtp.errors import DataError
-from wmtp.runtime.stopping import end_with_parent
-
-_BATCHES_AHEAD = 2  # of each process: enough that none waits for the reader
+from wmtp.runtime.pool import pool
 
 
 @dataclass(frozen=True)
@@ -60,6 +53,10 @@ class BatchEncoder:
         except NoFastEncoderError as error:
             self.note = f"tokenized by tokenizer.json itself, which takes longer: {error}"
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy in another process makes its own fast encoder, which was tried here."""
+        return BatchEncoder, (self.tokenizer, (), self.note is None)
+
     def encode(
         self, documents: Sequence[Document | TokenDocument]
     ) -> tuple[PackedDocuments, BadLines]:
@@ -80,53 +77,15 @@ def encode_batches(
         workers: how many processes; 0 and 1 stand for this one alone.
 
     Raises:
-        DataError: a process ended, for want of memory as a rule.
+        WorkerError: a process ended, for want of memory as a rule.
     """
-    if workers <= 1:
+    waiting: deque[Batch] = deque()
+
+    def documents() -> Iterator[Sequence[Document | TokenDocument]]:
         for batch in batches:
-            yield _encoded(batch, *encoder.encode(batch.documents))
-        return
-    context = multiprocessing.get_context("spawn")
-    waiting: deque[tuple[Batch, Future[tuple[PackedDocuments, BadLines]]]] = deque()
-    with ProcessPoolExecutor(
-        workers,
-        mp_context=context,
-        initializer=_begin,
-        initargs=(encoder.tokenizer, encoder.note is None),
-    ) as pool:
-        try:
-            for batch in batches:
-                waiting.append((batch, pool.submit(_encode_here, batch.documents)))
-                if len(waiting) >= _BATCHES_AHEAD * workers:
-                    first, future = waiting.popleft()
-                    yield _encoded(first, *future.result())
-            while waiting:
-                first, future = waiting.popleft()
-                yield _encoded(first, *future.result())
-        except BrokenProcessPool as error:
-            raise DataError(
-                "a process that tokenized has ended, perhaps for want of memory. Use fewer "
-                "--workers."
-            ) from error
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+            waiting.append(batch)
+            yield batch.documents
 
-
-def _encoded(batch: Batch, documents: PackedDocuments, bad: BadLines) -> EncodedBatch:
-    return EncodedBatch(batch, documents, tuple(bad.lines))
-
-
-_encoder_here: BatchEncoder | None = None
-
-
-def _begin(tokenizer: TextTokenizer, use_fast: bool) -> None:
-    """Make a process ready; it ends with the one that started it, however that ends."""
-    global _encoder_here
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal tells all of them; the first decides
-    end_with_parent()
-    _encoder_here = BatchEncoder(tokenizer, use_fast=use_fast)
-
-
-def _encode_here(documents: Sequence[Document | TokenDocument]) -> tuple[PackedDocuments, BadLines]:
-    assert _encoder_here is not None
-    return _encoder_here.encode(documents)
+    with pool(workers, encoder) as run:
+        for encoded, bad in run(BatchEncoder.encode, documents(), in_order=True):
+            yield EncodedBatch(waiting.popleft(), encoded, tuple(bad.lines))
