@@ -96,17 +96,30 @@ class FastEncoder:
 
     def encode_batch(self, texts: Sequence[str]) -> list[NDArray[np.int32]]:
         """Ids of each text, without what goes in front of it or ends it."""
-        slow = {i for i, text in enumerate(texts) if self._must_be_slow(text)}
-        own = iter(self._tokenizer.encode_batch([texts[i] for i in sorted(slow)]) if slow else ())
-        return [next(own) if i in slow else self._encode(text) for i, text in enumerate(texts)]
+        ids, lengths = self.encode_joined(texts)
+        return np.split(ids, np.cumsum(lengths)[:-1]) if texts else []
 
-    def _encode(self, text: str) -> NDArray[np.int32]:
-        encode = self._encoding.encode_ordinary
-        borders = cuts_of(text)  # where the tokenizer itself cuts
+    def encode_joined(self, texts: Sequence[str]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        """The same ids, all texts' one after the other, and how many there are of each."""
         ranks: list[int] = []
-        for start, stop in pairwise(borders):
-            ranks += encode(text[start:stop] if len(borders) > 2 else text)
-        return self._id_of_rank[np.array(ranks, dtype=np.intp)]
+        ends: list[int] = []
+        slow: list[int] = []
+        encode = self._encoding.encode_ordinary
+        for index, text in enumerate(texts):
+            if self._must_be_slow(text):
+                slow.append(index)
+            else:  # cut where the tokenizer itself cuts
+                for start, stop in pairwise(cuts_of(text)):
+                    ranks += encode(text[start:stop])
+            ends.append(len(ranks))
+        ids = self._id_of_rank[np.array(ranks, dtype=np.intp)]
+        if not slow:
+            return ids, np.diff(np.array([0, *ends], dtype=np.int64))
+        parts = np.split(ids, ends[:-1])
+        own = self._tokenizer.encode_batch([texts[index] for index in slow])
+        for index, ids_of_text in zip(slow, own, strict=True):
+            parts[index] = ids_of_text
+        return np.concatenate(parts), np.array([len(part) for part in parts], dtype=np.int64)
 
     def _must_be_slow(self, text: str) -> bool:
         old = _OLD_CHARACTERS.match(text)

@@ -7,37 +7,63 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from typing import final
+from typing import NamedTuple, final
 
 from wmtp.data.documents import BadLine, BadLines, Document, TokenDocument
-from wmtp.data.encoding import PackedDocuments, encode_documents, pack_documents
+from wmtp.data.encoding import PackedDocuments, encode_and_pack
 from wmtp.data.fast_encoding import FastEncoder, NoFastEncoderError, fast_encoder
+from wmtp.data.json_blocks import parse_block
+from wmtp.data.splits import Split
+from wmtp.data.text_files import LineBlock
 from wmtp.data.tokenizer import TextTokenizer
-from wmtp.errors import DataError
+from wmtp.errors import WorkerError
 from wmtp.runtime.stopping import end_with_parent
 
 _BATCHES_AHEAD = 2  # of each process: enough that none waits for the reader
 
 
+class Lines(NamedTuple):
+    """Lines whose documents of a split are wanted: they are parsed where they are tokenized."""
+
+    block: LineBlock
+    split: Split
+
+
+Work = Lines | Sequence[Document | TokenDocument]
+"""What is tokenized together."""
+
+
 @dataclass(frozen=True)
 class Batch:
-    """Documents that are tokenized together.
+    """Documents that are tokenized together, and how far the reader was behind them.
 
     Attributes:
-        bad_before: how many bad lines the reader had met when the last of them was read.
+        work: documents, or lines that hold them.
+        bad_before: how many bad lines the reader had met by itself.
+        file: place of the file of a block of lines.
     """
 
-    documents: Sequence[Document | TokenDocument]
-    bad_before: int
+    work: Work
+    bad_before: int = 0
+    file: int = 0
 
 
-@dataclass(frozen=True)
-class EncodedBatch:
-    """What became of a batch, and which of its documents could not be used."""
+class Encoded(NamedTuple):
+    """What became of a batch.
 
-    batch: Batch
+    Attributes:
+        documents: those that can be used.
+        bad: what cannot be: lines first, then documents.
+        offered: documents that there were.
+        read: lines that were parsed here.
+        unread: how many of those are bad.
+    """
+
     documents: PackedDocuments
-    bad: tuple[BadLine, ...]
+    bad: list[BadLine]
+    offered: int
+    read: int = 0
+    unread: int = 0
 
 
 @final
@@ -60,18 +86,20 @@ class BatchEncoder:
         except NoFastEncoderError as error:
             self.note = f"tokenized by tokenizer.json itself, which takes longer: {error}"
 
-    def encode(
-        self, documents: Sequence[Document | TokenDocument]
-    ) -> tuple[PackedDocuments, BadLines]:
+    def encode(self, work: Work) -> Encoded:
         """The documents' tokens, and what could not be used."""
-        bad = BadLines()
-        encoded = encode_documents(self.tokenizer, documents, bad, self._fast)
-        return pack_documents(encoded), bad
+        if isinstance(work, Lines):
+            documents, read, unread = parse_block(*work)
+        else:
+            documents, read, unread = list(work), 0, []
+        bad = BadLines(list(unread))
+        packed = encode_and_pack(self.tokenizer, documents, bad, self._fast)
+        return Encoded(packed, bad.lines, len(documents), read, len(unread))
 
 
 def encode_batches(
     batches: Iterable[Batch], encoder: BatchEncoder, workers: int
-) -> Iterator[EncodedBatch]:
+) -> Iterator[tuple[Batch, Encoded]]:
     """Encode batches in order; the result is the same for any number of processes.
 
     Args:
@@ -80,14 +108,14 @@ def encode_batches(
         workers: how many processes; 0 and 1 stand for this one alone.
 
     Raises:
-        DataError: a process ended, for want of memory as a rule.
+        WorkerError: a process ended, for want of memory as a rule.
     """
     if workers <= 1:
         for batch in batches:
-            yield _encoded(batch, *encoder.encode(batch.documents))
+            yield batch, encoder.encode(batch.work)
         return
     context = multiprocessing.get_context("spawn")
-    waiting: deque[tuple[Batch, Future[tuple[PackedDocuments, BadLines]]]] = deque()
+    waiting: deque[tuple[Batch, Future[Encoded]]] = deque()
     with ProcessPoolExecutor(
         workers,
         mp_context=context,
@@ -96,24 +124,20 @@ def encode_batches(
     ) as pool:
         try:
             for batch in batches:
-                waiting.append((batch, pool.submit(_encode_here, batch.documents)))
+                waiting.append((batch, pool.submit(_encode_here, batch.work)))
                 if len(waiting) >= _BATCHES_AHEAD * workers:
                     first, future = waiting.popleft()
-                    yield _encoded(first, *future.result())
+                    yield first, future.result()
             while waiting:
                 first, future = waiting.popleft()
-                yield _encoded(first, *future.result())
+                yield first, future.result()
         except BrokenProcessPool as error:
-            raise DataError(
+            raise WorkerError(
                 "a process that tokenized has ended, perhaps for want of memory. Use fewer "
                 "--workers."
             ) from error
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _encoded(batch: Batch, documents: PackedDocuments, bad: BadLines) -> EncodedBatch:
-    return EncodedBatch(batch, documents, tuple(bad.lines))
 
 
 _encoder_here: BatchEncoder | None = None
@@ -127,6 +151,6 @@ def _begin(tokenizer: TextTokenizer, use_fast: bool) -> None:
     _encoder_here = BatchEncoder(tokenizer, use_fast=use_fast)
 
 
-def _encode_here(documents: Sequence[Document | TokenDocument]) -> tuple[PackedDocuments, BadLines]:
+def _encode_here(work: Work) -> Encoded:
     assert _encoder_here is not None
-    return _encoder_here.encode(documents)
+    return _encoder_here.encode(work)
