@@ -112,9 +112,11 @@ class FastEncoder:
                 for start, stop in pairwise(cuts_of(text)):
                     ranks += encode(text[start:stop])
             ends.append(len(ranks))
-        ids = self._id_of_rank[np.array(ranks, dtype=np.intp)]
+        ids = self._id_of_rank[np.fromiter(ranks, np.int32, len(ranks))]
         if not slow:
-            return ids, np.diff(np.array([0, *ends], dtype=np.int64))
+            lengths = np.array(ends, dtype=np.int64)
+            lengths[1:] -= lengths[:-1].copy()
+            return ids, lengths
         parts = np.split(ids, ends[:-1])
         own = self._tokenizer.encode_batch([texts[index] for index in slow])
         for index, ids_of_text in zip(slow, own, strict=True):
