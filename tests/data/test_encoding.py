@@ -90,6 +90,7 @@ TEXT_DOCUMENTS = st.builds(
     st.just("f"),
     st.lists(st.builds(Segment, WORDS, st.booleans()), min_size=1, max_size=3).map(tuple),
     weight=st.none() | st.floats(0, 2, width=16),
+    spans=st.just(()),
     reward=st.none() | st.floats(-1, 1),
     group=st.none() | st.just("g"),
 )

@@ -1,11 +1,13 @@
 """Batches of documents become tokens in several processes, in the order in which they came."""
 
+import gc
 import multiprocessing
 import signal
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple, final
 
@@ -88,13 +90,29 @@ class BatchEncoder:
 
     def encode(self, work: Work) -> Encoded:
         """The documents' tokens, and what could not be used."""
-        if isinstance(work, Lines):
-            documents, read, unread = parse_block(*work)
-        else:
-            documents, read, unread = list(work), 0, []
-        bad = BadLines(list(unread))
-        packed = encode_and_pack(self.tokenizer, documents, bad, self._fast)
-        return Encoded(packed, bad.lines, len(documents), read, len(unread))
+        with _no_search_for_cycles():
+            if isinstance(work, Lines):
+                documents, read, unread = parse_block(*work)
+            else:
+                documents, read, unread = list(work), 0, []
+            bad = BadLines(list(unread))
+            packed = encode_and_pack(self.tokenizer, documents, bad, self._fast)
+            return Encoded(packed, bad.lines, len(documents), read, len(unread))
+
+
+@contextmanager
+def _no_search_for_cycles() -> Iterator[None]:
+    """Thousands of short documents would have Python look for cycles, of which there are none.
+
+    That took a tenth of the time of tokenizing them.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def encode_batches(
