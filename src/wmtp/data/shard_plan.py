@@ -150,12 +150,17 @@ def _plan_source(source: Source) -> PlannedSource:
     found = list_files(source)
     number = _READERS.get(found.format)
     return PlannedSource(
-        path=source.path,
+        path=_written_out(source.path),
         split=source.split,
         reader=found.format if number is None else f"{found.format} {number}",
-        files=[(str(path), _hash_file(path)) for path in found.files],
+        files=[(_written_out(str(path)), _hash_file(path)) for path in found.files],
         solutions=source.solutions if found.format == "contest" else None,
     )
+
+
+def _written_out(path: str) -> str:
+    """With what is no character in a file's name as an escape, as it cannot be in JSON."""
+    return path.encode("utf-8", "backslashreplace").decode()
 
 
 def _hash_file(path: Path) -> str:
