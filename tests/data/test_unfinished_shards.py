@@ -249,6 +249,19 @@ def test_a_complete_folder_is_left_alone(
         prepare([Source(str(path))], tokenizer, tmp_path / "new")
 
 
+def test_an_empty_folder_takes_the_shards_but_not_the_one_that_we_are_in(
+    write_lines: Any, tokenizer: TextTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_lines([{"text": "add"}])
+    (tmp_path / "here").mkdir()
+    prepare([Source(str(path))], tokenizer, tmp_path / "here")
+    assert open_shards(tmp_path / "here").manifest.documents == 1
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    with pytest.raises(ConfigError, match=r"'\.' cannot be made anew"):
+        prepare([Source(str(path))], tokenizer, Path())
+
+
 def test_two_processes_do_not_write_one_folder(
     write_lines: Any, tokenizer: TextTokenizer, tmp_path: Path
 ) -> None:

@@ -105,6 +105,8 @@ def hold_unfinished(out: Path, plan: ShardPlan) -> Iterator[Path | None]:
     if _is_complete(out, plan):
         yield None
         return
+    if not out.name:
+        raise ConfigError(f"'{out}' cannot be made anew. Name a folder in it.")
     folder = out.with_name(f"{out.name}.unfinished")
     is_ours = any((folder / name).is_file() for name in (_LOCK_FILE, PLAN_FILE, MANIFEST_FILE))
     if folder.exists() and not is_ours and not (folder.is_dir() and not any(folder.iterdir())):
