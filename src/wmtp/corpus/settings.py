@@ -24,7 +24,14 @@ from wmtp.sections import Section, as_tuple, check_section
 Format = Literal[
     "wikipedia", "namuwiki", "json", "nikl", "warc", "wet", "text", "jsonl", "csv", "parquet"
 ]
-Layout = Literal["daily_conversation", "dialogue_summary", "document_summary", "news", "web_corpus"]
+Layout = Literal[
+    "daily_conversation",
+    "dialogue_summary",
+    "document_summary",
+    "news",
+    "web_corpus",
+    "web_corpus_labels",
+]
 
 LICENSES: Final = {"wikipedia": "CC-BY-SA-4.0", "namuwiki": "CC-BY-NC-SA-2.0-KR"}
 """Of sources that have one license alone."""

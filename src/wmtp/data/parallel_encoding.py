@@ -1,15 +1,11 @@
 """Batches of documents become tokens in several processes, in the order in which they came."""
 
 import gc
-import multiprocessing
-import signal
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple, final
+from typing import Any, NamedTuple, final
 
 from wmtp.data.documents import BadLine, BadLines, Document, TokenDocument
 from wmtp.data.encoding import PackedDocuments, encode_and_pack
@@ -18,10 +14,7 @@ from wmtp.data.json_blocks import parse_block
 from wmtp.data.splits import Split
 from wmtp.data.text_files import LineBlock
 from wmtp.data.tokenizer import TextTokenizer
-from wmtp.errors import WorkerError
-from wmtp.runtime.stopping import end_with_parent
-
-_BATCHES_AHEAD = 2  # of each process: enough that none waits for the reader
+from wmtp.runtime.pool import pool
 
 
 class Lines(NamedTuple):
@@ -88,6 +81,10 @@ class BatchEncoder:
         except NoFastEncoderError as error:
             self.note = f"tokenized by tokenizer.json itself, which takes longer: {error}"
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy in another process makes its own fast encoder, which was tried here."""
+        return BatchEncoder, (self.tokenizer, (), self.note is None)
+
     def encode(self, work: Work) -> Encoded:
         """The documents' tokens, and what could not be used."""
         with _no_search_for_cycles():
@@ -128,47 +125,13 @@ def encode_batches(
     Raises:
         WorkerError: a process ended, for want of memory as a rule.
     """
-    if workers <= 1:
+    waiting: deque[Batch] = deque()
+
+    def works() -> Iterator[Work]:
         for batch in batches:
-            yield batch, encoder.encode(batch.work)
-        return
-    context = multiprocessing.get_context("spawn")
-    waiting: deque[tuple[Batch, Future[Encoded]]] = deque()
-    with ProcessPoolExecutor(
-        workers,
-        mp_context=context,
-        initializer=_begin,
-        initargs=(encoder.tokenizer, encoder.note is None),
-    ) as pool:
-        try:
-            for batch in batches:
-                waiting.append((batch, pool.submit(_encode_here, batch.work)))
-                if len(waiting) >= _BATCHES_AHEAD * workers:
-                    first, future = waiting.popleft()
-                    yield first, future.result()
-            while waiting:
-                first, future = waiting.popleft()
-                yield first, future.result()
-        except BrokenProcessPool as error:
-            raise WorkerError(
-                "a process that tokenized has ended, perhaps for want of memory. Use fewer "
-                "--workers."
-            ) from error
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+            waiting.append(batch)
+            yield batch.work
 
-
-_encoder_here: BatchEncoder | None = None
-
-
-def _begin(tokenizer: TextTokenizer, use_fast: bool) -> None:
-    """Make a process ready; it ends with the one that started it, however that ends."""
-    global _encoder_here
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal tells all of them; the first decides
-    end_with_parent()
-    _encoder_here = BatchEncoder(tokenizer, use_fast=use_fast)
-
-
-def _encode_here(work: Work) -> Encoded:
-    assert _encoder_here is not None
-    return _encoder_here.encode(work)
+    with pool(workers, encoder) as run:
+        for encoded in run(BatchEncoder.encode, works(), in_order=True):
+            yield waiting.popleft(), encoded

@@ -4,8 +4,6 @@ import importlib.util
 import json
 import platform
 import random
-import resource
-import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
@@ -21,6 +19,7 @@ from wmtp.errors import CheckpointError, DeviceError
 from wmtp.loss import Workspace
 from wmtp.loss.pieces import rounded_up
 from wmtp.runtime.heap import give_freed_memory_back
+from wmtp.runtime.machine import peak_resident_bytes
 
 Kind = Literal["cuda", "mps", "cpu"]
 ComputeBackend = Literal["auto", "cuda", "mps", "cpu"]
@@ -296,7 +295,7 @@ class Device:
             return torch.cuda.max_memory_allocated()
         if self.kind == "mps":
             return torch.mps.driver_allocated_memory()
-        return _peak_resident_bytes()
+        return peak_resident_bytes()
 
     def reset_peak_memory(self) -> None:
         """Start a new peak where the system can: CUDA, and the CPU under Linux."""
@@ -512,15 +511,6 @@ def describe_device(kind: Kind, precision: Precision) -> Device:
         )
     # a chunk that stays near the caches: 256 to 512 rows measured best
     return Device(kind, precision, True, True, False, 512, 256 * MEBIBYTE)
-
-
-def _peak_resident_bytes() -> int:
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
-    except (OSError, StopIteration):
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _python_state() -> Tensor:

@@ -3,6 +3,7 @@
 import os
 import platform
 import re
+import resource
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -74,6 +75,20 @@ def system_name() -> str:
     version = numbers.group() if numbers else ""
     name = f"macOS {macos}" if macos else f"{platform.system()} {version}".rstrip()
     return f"{name} ({platform.machine()})"
+
+
+def peak_resident_bytes() -> int:
+    """Most memory that this process has held.
+
+    On Linux from /proc: getrusage(2) gives a process that was started by a larger one the peak of
+    that one.
+    """
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+    except (OSError, StopIteration):
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
 
 
 def free_memory_bytes() -> int:

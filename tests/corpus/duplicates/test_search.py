@@ -1,10 +1,13 @@
+import os
 import random
+import resource
 import tracemalloc
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +23,7 @@ from wmtp.corpus.duplicates import (
     comparable,
     find_duplicates,
     in_validation,
+    keeping,
     sign,
     write_texts,
 )
@@ -216,14 +220,14 @@ def test_very_long_texts_are_judged_by_their_signatures(tmp_path: Path) -> None:
 
 def bytes_at_most(folder: Path, documents: int, memory: int) -> int:
     """Traced peak of a search among documents that agree in nothing."""
-    rng, unit, size = np.random.default_rng(0), 4000, SETTINGS.shape.permutations
+    rng, unit, shape = np.random.default_rng(0), 2000, SignatureShape(bands=8)
     units = [folder / f"{start:06d}" for start in range(0, documents, unit)]
     for each in units:
         each.mkdir(parents=True)
-        exact, bands = (rng.integers(0, 2**63, shape).astype(np.uint64)
-                        for shape in ((unit, 2), (SETTINGS.shape.bands, unit)))  # fmt: skip
-        Signatures(exact, bands, np.zeros((unit, size), np.uint8)).write(each)
-    settings = replace(SETTINGS, memory_bytes=memory)
+        exact, bands = (rng.integers(0, 2**63, size).astype(np.uint64)
+                        for size in ((unit, 2), (shape.bands, unit)))  # fmt: skip
+        Signatures(exact, bands, np.zeros((unit, shape.permutations), np.uint8)).write(each)
+    settings = replace(SETTINGS, memory_bytes=memory, shape=shape)
     tracemalloc.start()
     try:
         assert find_duplicates(units, str, folder / "scratch", settings).kept.all()
@@ -236,9 +240,9 @@ def test_memory_grows_by_a_few_bytes_a_document(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(search_module, "_NUMBERS_AT_A_TIME", 1000)
-    few, many = 12_000, 48_000
-    bounded = [bytes_at_most(tmp_path / f"b{n}", n, 400_000) for n in (few, many)]
-    # 5 for each document, and what a unit of only 4000 takes for its open files
+    few, many = 6_000, 24_000
+    bounded = [bytes_at_most(tmp_path / f"b{n}", n, 200_000) for n in (few, many)]
+    # 5 for each document, and what a unit of only 2000 takes for its open files
     assert bounded[1] - bounded[0] < 12 * (many - few)
     # negative control: with memory for everything, everything is sorted at once
     free = [bytes_at_most(tmp_path / f"f{n}", n, 1 << 30) for n in (few, many)]
@@ -304,3 +308,62 @@ def test_a_large_group_is_for_training(tmp_path: Path) -> None:
     assert all(split(two, units, 1))
     with pytest.raises(ValueError, match="largest_group"):
         SplitSettings(largest_group=256)
+
+
+def test_units_without_number_need_few_open_files(tmp_path: Path) -> None:
+    texts = made_texts(30, random.Random(11))
+    units = units_of(tmp_path, [*texts, *texts[:3]], list(range(1, 33)))
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    open_now = len(os.listdir("/dev/fd"))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (open_now + 20, limits[1]))
+    try:
+        found = find_duplicates(units, StoredTexts(units), tmp_path / "scratch", SETTINGS)
+        chosen = in_validation(found, units, SplitSettings(0.5))
+        # negative control: all units at once are more than may be open
+        with pytest.raises(OSError, match="Too many open files"):
+            [Signatures.open(unit) for unit in units]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert np.flatnonzero(~found.kept).tolist() == [30, 31, 32]
+    assert chosen[30:].tolist() == chosen[:3].tolist()
+
+
+def all_ahead(work: Any, tasks: Any, in_order: bool = False) -> Any:
+    """Works like processes that are far ahead: no decision is known where tasks are made."""
+    assert in_order or work.__name__ != "_compare"
+    return iter([work(None, task) for task in list(tasks)])
+
+
+def test_comparing_far_ahead_of_decisions_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = random.Random(12)
+    texts = made_texts(12, rng)
+    for _ in range(160):  # chains: a copy of a copy is like one that is dropped, or like none kept
+        texts.append(edited(rng.choice(texts), rng.choice([0.01, 0.04, 0.1]), rng))
+    units = units_of(tmp_path, texts)
+    expected = find_duplicates(units, StoredTexts(units), tmp_path / "scratch", SETTINGS)
+    assert 60 < expected.kept.sum() < 150
+    missing: list[int] = []
+    real = keeping._Comparer.__call__
+    for at_a_time in (1, 7, 1 << 15):
+        monkeypatch.setattr(keeping, "_PAIRS_AT_A_TIME", at_a_time)
+        found = find_duplicates(
+            units, StoredTexts(units), tmp_path / "scratch", SETTINGS, all_ahead
+        )
+        assert np.array_equal(found.link, expected.link)
+        assert np.array_equal(found.percent, expected.percent)
+
+    # negative control: some decisions were foreseen wrongly, and their pairs compared afterwards
+    def watched(self: Any, one: int, other: int, estimate: float) -> float:
+        missing.append(one)
+        return real(self, one, other, estimate)
+
+    def all_ahead_watched(work: Any, tasks: Any, in_order: bool = False) -> Any:
+        results = all_ahead(work, tasks, in_order)
+        if in_order and work is keeping._compare:
+            monkeypatch.setattr(keeping._Comparer, "__call__", watched)
+        return results
+
+    find_duplicates(units, StoredTexts(units), tmp_path / "scratch", SETTINGS, all_ahead_watched)
+    assert missing

@@ -56,7 +56,8 @@ def write_corpus(folder: Path, size: int = 60) -> Path:
     )
     (raw / "rows.parquet").write_bytes(as_parquet([prose(3000 + i) for i in range(size)], 16))
     talk = [{"body": {"dialogue": [{"utterance": prose(4000 + i)}]}} for i in range(size)]
-    (raw / "talk.json").write_bytes(as_json({"data": talk}))
+    for i in range(5):  # small files, one of them empty, that share units
+        (raw / f"talk{i}.json").write_bytes(as_json({"data": talk[i * size // 4 :][: size // 4]}))
     (raw / "evaluation.jsonl").write_bytes(as_json({"question": prose(7777, 20), "answer": "예"}))
     sources = [
         {"name": "wiki", "paths": [f"{raw}/kowiki*.bz2"], "format": "wikipedia"},
@@ -65,7 +66,7 @@ def write_corpus(folder: Path, size: int = 60) -> Path:
          "license": "MIT"},
         {"name": "rows", "paths": [f"{raw}/rows.parquet"], "format": "parquet",
          "license": "CC0-1.0"},
-        {"name": "talk", "paths": [f"{raw}/talk.json"], "format": "json",
+        {"name": "talk", "paths": [f"{raw}/talk*.json"], "format": "json",
          "layout": "dialogue_summary", "license": "AI Hub"},
     ]  # fmt: skip
     return write_sources(

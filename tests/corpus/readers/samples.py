@@ -177,27 +177,51 @@ SAMPLES = {
     "daily conversation": Sample(
         json_files("daily_conversation"), "a.json",
         as_json({"dataset": {"x": [1]}, "info": [
-            {"id": 1, "annotations": {"lines": [{"norm_text": SEOUL}, {"norm_text": LAUGH}]}},
+            {"id": 1, "mediatype": "m", "category": "c", "date": "d", "annotations": {
+                "subject": "s", "speaker_type": "1:1", "text": f"1 : {SEOUL}\n2 : {LAUGH}",
+                "lines": [
+                    {"id": 1, "text": f"1 : {SEOUL}", "norm_text": SEOUL, "speechAct": "a",
+                     "morpheme": "서울/NNP"},
+                    {"id": 2, "text": f"2 : {LAUGH}", "norm_text": LAUGH, "speechAct": "b",
+                     "morpheme": ""}]}},
             {"id": 2, "annotations": {"lines": []}}]}),
         (f"{SEOUL}\n{LAUGH}", "no text at info[].annotations.lines[].norm_text"),
     ),
     "dialogue summary": Sample(
         json_files("dialogue_summary"), "a.json",
-        as_json({"data": [{"header": {}, "body": {"dialogue": [{"utterance": SEOUL}]}}]}),
-        (SEOUL,),
+        as_json({"numberOfItems": 1, "data": [{
+            "header": {"dialogueInfo": {"dialogueID": "d"}, "participantsInfo": [{"age": "20"}]},
+            "body": {"dialogue": [
+                {"utteranceID": "U1", "participantID": "P01", "utterance": SEOUL},
+                {"utteranceID": "U2", "participantID": "P02", "utterance": LAUGH}],
+                "summary": BUSAN}}]}),
+        (f"{SEOUL}\n{LAUGH}",),
     ),
     "document summary": Sample(
         json_files("document_summary"), "a.json",
         b"\xef\xbb\xbf" + as_json({"name": "x", "documents": [
-            {"id": "1", "text": [[{"index": 0, "sentence": SEOUL}], [{"sentence": BUSAN}]]},
+            {"id": "1", "category": "c", "extractive": [0], "abstractive": [LAUGH],
+             "text": [[{"index": 0, "sentence": SEOUL}], [{"index": 1, "sentence": BUSAN}]]},
             {"id": "2", "text": [[{"sentence": 7}]]},
             {"id": "3", "text": [[{"sentence": LAUGH}]]}]}, indent=2),
         (f"{SEOUL}\n{BUSAN}", "a value that should be text is not", LAUGH),
     ),
     "news": Sample(
         json_files("news"), "a.json",
-        as_json({"data": [{"doc_title": "t", "paragraphs": [{"context": BUSAN, "qas": []}]}]}),
-        (BUSAN,),
+        as_json({"data": [{"doc_id": "d", "doc_title": "t", "paragraphs": [
+            {"context_id": "1", "context": BUSAN, "qas": [
+                {"question_id": "1", "question": "q", "is_impossible": False,
+                 "answers": {"text": "a", "answer_start": 0, "clue_text": "", "clue_start": 0}}]},
+            {"context_id": "2", "context": SEOUL, "qas": []}]}]}),
+        (f"{BUSAN}\n{SEOUL}",),
+    ),
+    "web corpus, labelled": Sample(
+        json_files("web_corpus_labels"), "a.json",
+        as_json({"named_entity": [
+            {"title": [{"sentence": "t"}], "subtitle": [], "source_site": "s", "write_date": "d",
+             "content": [{"sentence": SEOUL, "labels": []}, {"sentence": LAUGH, "labels": []}]},
+            {"title": [None], "content": [{"sentence": BUSAN}]}]}),
+        (f"{SEOUL}\n{LAUGH}", BUSAN),
     ),
     "web corpus": Sample(
         json_files("web_corpus"), "a.json",

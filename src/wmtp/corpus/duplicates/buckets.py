@@ -14,6 +14,9 @@ U64 = NDArray[np.uint64]
 # a file's rows, the order that sorts them, and the rows in that order are in memory at once
 _COPIES = 4
 
+# some systems let a process open 256; a file that is still too large is cut again
+_MOST_FILES = 64
+
 
 class Buckets:
     """Rows of ``width`` uint64, kept in files by ranges of their first number.
@@ -33,8 +36,7 @@ class Buckets:
             memory: bytes that sorting may take.
         """
         self._folder, self._width, self._highest, self._memory = folder, width, highest, memory
-        # so many that each can be sorted; not so many that a process may not open them
-        count = min(max(-(-expected_bytes * _COPIES // memory), 1), 256)
+        count = min(max(-(-expected_bytes * _COPIES // memory), 1), _MOST_FILES)
         self._count, self._step = count, highest // count + 1
         folder.mkdir(parents=True)
         self._files: dict[int, BufferedWriter] = {}
@@ -94,19 +96,23 @@ class Buckets:
             self._memory,
         )
         with inner:
-            for rows in self._blocks(path):
+            for rows in stored_rows(path, self._width, self._memory):
                 rows[:, 0] -= np.uint64(lowest)
                 inner.add(rows)
             for rows in inner.sorted():
                 rows[:, 0] += np.uint64(lowest)
                 yield rows
 
-    def _blocks(self, path: Path) -> Iterator[U64]:
-        """The rows of a file, a part of the memory at a time."""
-        count = max(self._memory // (_COPIES * 8 * self._width), 1) * self._width
-        with path.open("rb") as file:
-            while len(numbers := np.fromfile(file, np.uint64, count)):
-                yield numbers.reshape(-1, self._width)
+
+def stored_rows(path: Path, width: int, memory: int) -> Iterator[U64]:
+    """The rows ``[n, width]`` of a file, a part of the memory at a time."""
+    at_once = max(memory // (_COPIES * 8 * width), 1) * width
+    left = path.stat().st_size // 8
+    with path.open("rb") as file:
+        while left:
+            numbers = np.fromfile(file, np.uint64, min(at_once, left))
+            left -= len(numbers)
+            yield numbers.reshape(-1, width)
 
 
 def _in_order(rows: U64) -> U64:

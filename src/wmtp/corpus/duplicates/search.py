@@ -8,102 +8,35 @@ that was itself dropped. The outcome depends on the documents and their order al
 signed them or on how much memory there is.
 """
 
-import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from wmtp.corpus.duplicates.buckets import U64, Buckets
-from wmtp.corpus.duplicates.groups import Groups
-from wmtp.corpus.duplicates.signatures import Signatures, SignatureShape, estimates, jaccard
-from wmtp.corpus.duplicates.texts import RecentShingles, TextOf
+from wmtp.corpus.duplicates.buckets import U64, Buckets, stored_rows
+from wmtp.corpus.duplicates.keeping import keep_first
+from wmtp.corpus.duplicates.outcome import Duplicates, DuplicateSettings
+from wmtp.corpus.duplicates.signatures import Signatures
+from wmtp.corpus.duplicates.sketches import Sketches, join_sketches
+from wmtp.corpus.duplicates.texts import TextOf
+from wmtp.runtime.pool import Run, here
 
 _HIGHEST = 2**64 - 1
 _MOST_DOCUMENTS = 2**32 - 1
 _PAIRS_AT_A_TIME = 1 << 15
 _NUMBERS_AT_A_TIME = 1 << 18
-_BYTES_OF_A_SHINGLE = 120
-
-
-@dataclass(frozen=True, slots=True)
-class DuplicateSettings:
-    """What is alike, and how much memory the search may take.
-
-    Attributes:
-        threshold: similarity from which on a document repeats another: the Jaccard similarity of
-            the sets of their shingles.
-        group_threshold: similarity from which on two documents may not part in a split.
-        margin: by which the estimate of a signature may fall short of the truth before a pair
-            is not compared at all; 0.12 is more than three standard deviations at 0.8.
-        neighbours: documents of the same band that each is compared with: so many first ones
-            and so many before it.
-        longest: shingles; documents with more are judged by the estimate of their signatures.
-        memory_bytes: for sorting, and as much again for texts that are compared. To that come 5
-            bytes for each document: 0.5 GB for 100 million.
-        shape: of the signatures.
-    """
-
-    threshold: float = 0.8
-    group_threshold: float = 0.5
-    margin: float = 0.12
-    neighbours: int = 64
-    longest: int = 1_000_000
-    memory_bytes: int = 128 * 1024**2
-    shape: SignatureShape = field(default_factory=SignatureShape)
-
-    def __post_init__(self) -> None:
-        """Refuse thresholds without a meaning."""
-        if not 0 < self.group_threshold <= self.threshold <= 1:
-            raise ValueError(f"not 0 < group_threshold <= threshold <= 1: {self}")
-        if self.neighbours < 1 or self.memory_bytes < 1:
-            raise ValueError(f"neighbours and memory_bytes are at least 1: {self}")
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Duplicates:
-    """What became of each of ``n`` documents, by its number.
-
-    Attributes:
-        link: of a kept document, the lowest number of its group, which are those that it may not
-            part from in a split; of a dropped one, the kept document that it repeats. uint32
-            ``[n]``.
-        percent: 0 for a kept document; of a dropped one, how many in a hundred of all shingles
-            of both are shared, or ``EQUAL`` if the comparable texts are equal. uint8 ``[n]``.
-    """
-
-    link: NDArray[np.uint32]
-    percent: NDArray[np.uint8]
-
-    EQUAL: ClassVar[int] = 101
-
-    @property
-    def kept(self) -> NDArray[np.bool_]:
-        """Whether each document is kept."""
-        result: NDArray[np.bool_] = self.percent == 0
-        return result
-
-    @property
-    def group(self) -> NDArray[np.uint32]:
-        """The lowest number of each document's group; a dropped one is where its original is."""
-        return np.where(self.kept, self.link, self.link[self.link])
-
-    def repeats(self, number: int) -> int | None:
-        """The kept document that a dropped one repeats, None for a kept one."""
-        return int(self.link[number]) if self.percent[number] else None
-
-    def reason(self, number: int) -> str | None:
-        """Why a document is dropped, as in the report: None, ``exact_`` or ``near_duplicate``."""
-        if not self.percent[number]:
-            return None
-        return "exact_duplicate" if self.percent[number] == self.EQUAL else "near_duplicate"
+_SKETCH_FILE = "sketch"
+_DIFFERENT_FILE = "different.npy"
 
 
 def find_duplicates(
-    units: Sequence[Path], text_of: TextOf, scratch: Path, settings: DuplicateSettings
+    units: Sequence[Path],
+    text_of: TextOf,
+    scratch: Path,
+    settings: DuplicateSettings,
+    run: Run | None = None,
 ) -> Duplicates:
     """Find who repeats whom among all documents of all units.
 
@@ -112,32 +45,42 @@ def find_duplicates(
         text_of: the comparable text of a document, for ``Signatures`` numbered through over all
             units (see ``StoredTexts``).
         scratch: a folder that does not exist yet; it holds about 150 bytes for each document and
-            16 for each pair that may be alike, and is gone at the end.
+            32 for each pair that may be alike, and is gone at the end.
         settings: see there.
+        run: finds pairs and compares them; None for this process. The outcome is the same.
 
     Raises:
         ValueError: a unit's signatures have another shape, or there are too many documents.
         OSError: a unit's files cannot be read, or the scratch folder cannot be written.
     """
-    opened = [Signatures.open(folder) for folder in units]
-    for folder, signatures in zip(units, opened, strict=True):
-        if len(signatures.bands) != settings.shape.bands:
-            raise ValueError(f"{folder} has {len(signatures.bands)} bands, not {settings.shape}")
-    count = sum(map(len, opened))
+    run = run or here(None)
+    counts = []
+    for folder in units:
+        unit = Signatures.open(folder)
+        if len(unit.bands) != settings.shape.bands:
+            raise ValueError(f"{folder} has {len(unit.bands)} bands, not {settings.shape}")
+        counts.append(len(unit))
+    count = sum(counts)
     if count > _MOST_DOCUMENTS:
         raise ValueError(f"{count} documents are more than {_MOST_DOCUMENTS}")
     found = Duplicates(np.arange(count, dtype=np.uint32), np.zeros(count, np.uint8))
     if not count:
         return found
     scratch.mkdir(parents=True)
-    _find_equal(opened, scratch, settings, found)
-    sketch = _joined_sketches(opened, scratch)
+    _find_equal(units, scratch, settings, found)
+    np.save(scratch / _DIFFERENT_FILE, found.percent == 0)
+    join_sketches(units, scratch / _SKETCH_FILE)
+    bands = (_Band(i, tuple(units), scratch, settings) for i in range(settings.shape.bands))
     with Buckets(scratch / "pairs", 2, count - 1, 64 * count, settings.memory_bytes) as pairs:
-        for band in range(settings.shape.bands):
-            _find_pairs(opened, band, sketch, found, pairs, scratch, settings)
-        _keep_first(pairs, sketch, text_of, found, settings)
-    del sketch
-    (scratch / "sketch").unlink()
+        for written in run(_find_pairs, bands):
+            for rows in stored_rows(written, 2, settings.memory_bytes):
+                pairs.add(rows)
+            written.unlink()
+        sketches = Sketches(scratch / _SKETCH_FILE, settings.shape.permutations)
+        keep_first(pairs, sketches, text_of, found, settings, run)
+        del sketches
+    (scratch / _SKETCH_FILE).unlink()
+    (scratch / _DIFFERENT_FILE).unlink()
     scratch.rmdir()
     _follow(found)
     return found
@@ -162,19 +105,22 @@ def _follow(found: Duplicates) -> None:
         found.link[dropped[gone]] = found.link[named[gone]]
 
 
-def _numbered(opened: Sequence[Signatures]) -> Iterator[tuple[int, Signatures]]:
-    """Each unit with the number of its first document."""
-    firsts = itertools.accumulate(map(len, opened), initial=0)
-    return zip(firsts, opened, strict=False)
+def _numbered(units: Sequence[Path]) -> Iterator[tuple[int, Signatures]]:
+    """Each unit, open while it is looked at, with the number of its first document."""
+    first = 0
+    for folder in units:
+        unit = Signatures.open(folder)
+        yield first, unit
+        first += len(unit)
 
 
 def _find_equal(
-    opened: Sequence[Signatures], scratch: Path, settings: DuplicateSettings, found: Duplicates
+    units: Sequence[Path], scratch: Path, settings: DuplicateSettings, found: Duplicates
 ) -> None:
     """Documents with equal hashes of 128 bits: all but the first repeat it."""
     size = 24 * len(found.link)
     with Buckets(scratch / "exact", 3, _HIGHEST, size, settings.memory_bytes) as buckets:
-        for first, unit in _numbered(opened):
+        for first, unit in _numbered(units):
             numbers = np.arange(first, first + len(unit), dtype=np.uint64)
             buckets.add(np.column_stack([unit.exact, numbers]))
         for rows in buckets.sorted():
@@ -193,40 +139,38 @@ def _run_starts(keys: U64) -> NDArray[np.intp]:
     return starts
 
 
-def _joined_sketches(opened: Sequence[Signatures], scratch: Path) -> NDArray[np.uint8]:
-    """All sketches in one file, mapped."""
-    width = opened[0].sketch.shape[1]
-    with (scratch / "sketch").open("xb") as file:
-        for unit in opened:
-            # a mapped array of its own writes itself in one piece only
-            for start in range(0, len(unit), _PAIRS_AT_A_TIME):
-                np.asarray(unit.sketch[start : start + _PAIRS_AT_A_TIME]).tofile(file)
-    return np.asarray(np.memmap(scratch / "sketch", np.uint8, "r")).reshape(-1, width)
+@dataclass(frozen=True, slots=True)
+class _Band:
+    """A band in which pairs are looked for, by this process or another."""
+
+    number: int
+    units: tuple[Path, ...]
+    scratch: Path
+    settings: DuplicateSettings
 
 
-def _find_pairs(
-    opened: Sequence[Signatures],
-    band: int,
-    sketch: NDArray[np.uint8],
-    found: Duplicates,
-    pairs: Buckets,
-    scratch: Path,
-    settings: DuplicateSettings,
-) -> None:
-    """Add the pairs that agree in a band and whose sketches say that they may be alike."""
+def _find_pairs(_: object, band: _Band) -> Path:
+    """Write the pairs that agree in a band and whose sketches say that they may be alike."""
+    settings, scratch = band.settings, band.scratch
+    different = np.load(scratch / _DIFFERENT_FILE, mmap_mode="r", allow_pickle=False)
+    sketches = Sketches(scratch / _SKETCH_FILE, settings.shape.permutations)
     least = settings.group_threshold - settings.margin
-    size = 16 * len(found.link)
-    with Buckets(scratch / "band", 2, _HIGHEST, size, settings.memory_bytes) as buckets:
-        for first, unit in _numbered(opened):
-            kept = np.flatnonzero(found.percent[first : first + len(unit)] == 0)
+    size, name = 16 * len(different), f"band-{band.number:03d}"
+    with (
+        Buckets(scratch / name, 2, _HIGHEST, size, settings.memory_bytes) as buckets,
+        (scratch / f"{name}.pairs").open("xb") as file,
+    ):
+        for first, unit in _numbered(band.units):
+            kept = np.flatnonzero(different[first : first + len(unit)])
             numbers = (kept + first).astype(np.uint64)
-            buckets.add(np.column_stack([np.asarray(unit.bands[band])[kept], numbers]))
+            buckets.add(np.column_stack([np.asarray(unit.bands[band.number])[kept], numbers]))
         for rows in buckets.sorted():
             documents: NDArray[np.intp] = rows[:, 1].astype(np.intp)
             for later, earlier in _neighbours(rows[:, :1], settings.neighbours):
                 both = np.column_stack([documents[later], documents[earlier]])
-                alike = estimates(sketch, *both.T) >= least
-                pairs.add(both[alike].astype(np.uint64))
+                alike = sketches.estimates(*both.T) >= least
+                both[alike].astype(np.uint64).tofile(file)
+    return scratch / f"{name}.pairs"
 
 
 def _neighbours(keys: U64, most: int) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp]]]:
@@ -248,59 +192,3 @@ def _neighbours(keys: U64, most: int) -> Iterator[tuple[NDArray[np.intp], NDArra
             return
         for start in range(0, len(later), _PAIRS_AT_A_TIME):
             yield later[start : start + _PAIRS_AT_A_TIME], earlier[start : start + _PAIRS_AT_A_TIME]
-
-
-def _keep_first(
-    pairs: Buckets,
-    sketch: NDArray[np.uint8],
-    text_of: TextOf,
-    found: Duplicates,
-    settings: DuplicateSettings,
-) -> None:
-    """Go through all documents in order and drop those that are like an earlier, kept one."""
-    shingles_of = RecentShingles(
-        text_of, settings.shape.characters, settings.memory_bytes // _BYTES_OF_A_SHINGLE
-    )
-    groups = Groups(found.link)
-
-    def similarity(one: int, other: int, estimate: float) -> float:
-        first, second = shingles_of(one), shingles_of(other)
-        if max(len(first), len(second)) > settings.longest:
-            return estimate
-        return jaccard(first, second)
-
-    for later, candidates in _candidates(pairs, sketch):
-        alike: list[int] = []
-        for earlier, estimate in candidates:
-            if found.percent[earlier]:
-                continue
-            sure = estimate >= settings.threshold - settings.margin
-            # an unlikely repetition only matters for the groups, once
-            if not sure and groups.same(later, earlier):
-                continue
-            value = similarity(later, earlier, estimate)
-            if value >= settings.threshold:
-                found.link[later] = earlier
-                found.percent[later] = max(round(100 * value), 1)
-                break
-            if value >= settings.group_threshold:
-                alike.append(earlier)
-        else:
-            for earlier in alike:
-                groups.join(later, earlier)
-
-
-def _candidates(
-    pairs: Buckets, sketch: NDArray[np.uint8]
-) -> Iterator[tuple[int, list[tuple[int, float]]]]:
-    """Each document that has any, and the earlier ones to compare it with, in ascending order."""
-    for rows in pairs.sorted():
-        fresh = np.ones(len(rows), bool)
-        fresh[1:] = (rows[1:] != rows[:-1]).any(axis=1)
-        distinct = rows[fresh].astype(np.intp)
-        # cut at documents, so that a piece holds all pairs of each
-        borders = np.flatnonzero(np.diff(distinct[:, 0], prepend=-1, append=-1))
-        for start, end in itertools.pairwise(borders):
-            later, earlier = distinct[start:end].T
-            close = estimates(sketch, later, earlier)
-            yield int(later[0]), list(zip(earlier.tolist(), close.tolist(), strict=True))

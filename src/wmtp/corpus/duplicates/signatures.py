@@ -82,6 +82,8 @@ class Signatures:
     def open(cls, folder: Path) -> "Signatures":
         """Map what ``write`` wrote; only the parts that are used are read.
 
+        Three files are open as long as the arrays are there: one unit after the other, not all.
+
         Raises:
             OSError: a file is missing.
             ValueError: a file is none of ours.

@@ -1,6 +1,6 @@
 """Which documents are for validation: whole groups, chosen by a hash of their first text."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,8 +8,9 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from wmtp.corpus.duplicates.search import Duplicates
+from wmtp.corpus.duplicates.outcome import Duplicates
 from wmtp.corpus.duplicates.signatures import Signatures
+from wmtp.runtime.pool import Run, here
 
 _NUMBERS_AT_A_TIME = 1 << 18
 
@@ -36,7 +37,7 @@ class SplitSettings:
 
 
 def in_validation(
-    found: Duplicates, units: Sequence[Path], settings: SplitSettings
+    found: Duplicates, units: Sequence[Path], settings: SplitSettings, run: Run | None = None
 ) -> NDArray[np.bool_]:
     """Whether each document is for validation; documents of one group never part.
 
@@ -47,23 +48,25 @@ def in_validation(
         found: in the numbering of the units.
         units: folders with signatures, as given to ``find_duplicates``.
         settings: see there.
+        run: takes one unit after the other; None for this process. The outcome is the same.
 
     Returns:
         ``[n]``; a dropped document is where the one that it repeats is.
     """
     chosen = np.zeros(len(found.link), bool)
     sizes = _sizes(found)
-    below = round(settings.validation_share * 2**64)
-    first = 0
-    for folder in units:
-        exact = np.asarray(Signatures.open(folder).exact)
-        numbers = np.arange(first, first + len(exact))
-        piece = slice(first, first + len(exact))
-        heads = numbers[(found.link[piece] == numbers) & (sizes[piece] <= settings.largest_group)]
-        for number in heads:
-            key = exact[number - first].astype(">u8").tobytes()
-            chosen[number] = xxhash.xxh3_64_intdigest(key, seed=settings.seed) < below
-        first += len(exact)
+
+    def heads() -> Iterator[_Heads]:
+        first = 0
+        for folder in units:
+            piece = slice(first, first + len(Signatures.open(folder)))
+            numbers = np.arange(piece.start, piece.stop)
+            is_head = (found.link[piece] == numbers) & (sizes[piece] <= settings.largest_group)
+            yield _Heads(folder, first, np.flatnonzero(is_head), settings)
+            first = piece.stop
+
+    for numbers in (run or here(None))(_choose, heads()):
+        chosen[numbers] = True
     for start in range(0, len(chosen), _NUMBERS_AT_A_TIME):
         piece = slice(start, start + _NUMBERS_AT_A_TIME)
         # links lead to lower numbers, so that those before this piece are settled
@@ -72,6 +75,26 @@ def in_validation(
         dropped = start + np.flatnonzero(found.percent[piece])
         chosen[dropped] = chosen[found.link[dropped]]
     return chosen
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Heads:
+    """First documents of groups that may be chosen, by their numbers in a unit."""
+
+    folder: Path
+    first: int
+    numbers: NDArray[np.intp]
+    settings: SplitSettings
+
+
+def _choose(_: object, heads: _Heads) -> NDArray[np.intp]:
+    """Numbers in the corpus of those that are for validation."""
+    below = round(heads.settings.validation_share * 2**64)
+    keys = np.asarray(Signatures.open(heads.folder).exact)[heads.numbers].astype(">u8")
+    seed = heads.settings.seed
+    is_chosen = [xxhash.xxh3_64_intdigest(key.tobytes(), seed=seed) < below for key in keys]
+    numbers: NDArray[np.intp] = heads.first + heads.numbers[np.asarray(is_chosen, bool)]
+    return numbers
 
 
 def _sizes(found: Duplicates) -> NDArray[np.uint8]:

@@ -1,13 +1,19 @@
 """The comparable texts of a unit on disk, so that any two documents can be held side by side."""
 
+import bisect
+import itertools
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 import numpy as np
 
 from wmtp.corpus.duplicates.signatures import shingles
+
+_END: Final = np.dtype("<u8")
+_ENDS_FILE: Final = "ends.u64"
+_TEXTS_FILE: Final = "texts.bin"
 
 TextOf: TypeAlias = Callable[[int], str]
 """The comparable text of a document by its number in the corpus."""
@@ -16,32 +22,35 @@ TextOf: TypeAlias = Callable[[int], str]
 def write_texts(folder: Path, texts: Sequence[str]) -> None:
     """Write comparable texts and where each ends into a folder that exists."""
     parts = [text.encode("utf-8", "surrogatepass") for text in texts]
-    ends = np.cumsum(np.fromiter(map(len, parts), np.uint64, len(parts)), dtype=np.uint64)
-    np.save(folder / "ends.npy", ends)
-    (folder / "texts.bin").write_bytes(b"".join(parts))
+    ends = np.cumsum(np.fromiter(map(len, parts), _END, len(parts)), dtype=_END)
+    (folder / _ENDS_FILE).write_bytes(ends.tobytes())
+    (folder / _TEXTS_FILE).write_bytes(b"".join(parts))
 
 
 class StoredTexts:
-    """The texts of all units, numbered through."""
+    """The texts of all units, numbered through; no file stays open, as there may be many."""
 
     def __init__(self, folders: Sequence[Path]) -> None:
-        """Map what ``write_texts`` wrote.
+        """Look how many ``write_texts`` wrote.
 
         Raises:
             OSError: a file is missing.
         """
         self._folders = folders
-        self._ends = [np.asarray(np.load(folder / "ends.npy", mmap_mode="r")) for folder in folders]
-        self._first = np.cumsum([0, *map(len, self._ends)])
+        counts = [(folder / _ENDS_FILE).stat().st_size // _END.itemsize for folder in folders]
+        self._first = [0, *itertools.accumulate(counts)]
 
     def __call__(self, number: int) -> str:
         """The comparable text of a document."""
-        unit = int(np.searchsorted(self._first, number, side="right")) - 1
-        ends, index = self._ends[unit], number - int(self._first[unit])
-        start = int(ends[index - 1]) if index else 0
-        with (self._folders[unit] / "texts.bin").open("rb") as file:
+        unit = bisect.bisect_right(self._first, number) - 1
+        index = number - self._first[unit]
+        with (self._folders[unit] / _ENDS_FILE).open("rb", buffering=0) as file:
+            file.seek(max(index - 1, 0) * _END.itemsize)
+            ends = np.frombuffer(file.read(2 * _END.itemsize), _END)
+        start, end = (0, int(ends[0])) if index == 0 else (int(ends[0]), int(ends[1]))
+        with (self._folders[unit] / _TEXTS_FILE).open("rb", buffering=0) as file:
             file.seek(start)
-            return file.read(int(ends[index]) - start).decode("utf-8", "surrogatepass")
+            return file.read(end - start).decode("utf-8", "surrogatepass")
 
 
 class RecentShingles:

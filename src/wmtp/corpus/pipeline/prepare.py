@@ -3,11 +3,13 @@
 import json
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import accumulate, groupby
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar, final
 
 import numpy as np
 import orjson
@@ -22,18 +24,17 @@ from wmtp.corpus.pipeline.build import (
     origin_of,
 )
 from wmtp.corpus.pipeline.plan import Plan, differences, make_plan, read_plan
-from wmtp.corpus.pipeline.pool import Run, pool
 from wmtp.corpus.pipeline.report import CorpusReport, SourceReport, speeds
 from wmtp.corpus.pipeline.selection import Selection, select
 from wmtp.corpus.pipeline.tally import SAMPLES
 from wmtp.corpus.pipeline.units import (
     WORK_FOLDER,
     DoneUnit,
+    Position,
     Unit,
     UnitWorker,
     cut_units,
     document_lines,
-    peak_bytes,
     read_unit,
     sample_of,
     text_sizes,
@@ -47,12 +48,17 @@ from wmtp.errors import ConfigError, DataError
 from wmtp.runtime.console import Console
 from wmtp.runtime.durable import replace_file, storage_errors
 from wmtp.runtime.lock import hold_run_lock
+from wmtp.runtime.machine import peak_resident_bytes
+from wmtp.runtime.pool import Run, pool
 
 REPORT_FILE: Final = "report.json"
 SUMMARY_FILE: Final = "report.md"
 SPEEDS_FILE: Final = "speeds.json"
 PLAN_FILE: Final = "plan.json"
 _LOCK_FILE: Final = ".lock"
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 def prepare_corpus(
@@ -90,9 +96,8 @@ def prepare_corpus(
             return [f"{out} is complete: nothing to do", *_summary(out)]
         tool = UnitWorker(
             out=out,
-            names=tuple(file.name for file in plan.inputs),
-            readers=tuple(build_reader(settings.sources[file.source]) for file in plan.inputs),
-            origins=tuple(origin_of(settings.sources[file.source]) for file in plan.inputs),
+            readers=tuple(map(build_reader, settings.sources)),
+            origins=tuple(map(origin_of, settings.sources)),
             stages=build_stages(settings, evaluation_ngrams(settings)),
             shape=SignatureShape(),
         )
@@ -115,6 +120,7 @@ def prepare_corpus(
                 raise
             searched = time.process_time()
             console.line(f"looking for duplicates among {_count(units):,} documents")
+            searching, writing = _Measured(run), _Measured(run)
             selection = select(
                 [unit.folder for unit in units],
                 work / "selection",
@@ -125,14 +131,15 @@ def prepare_corpus(
                 SplitSettings(
                     settings.validation.share, settings.seed, settings.validation.largest_group
                 ),
+                searching,
             )
             seconds["search"] = time.process_time() - searched
+            if workers > 1:  # else it is this process's already
+                seconds["search"] += searching.seconds
             _count_selection(plan, units, selection, sources, tool.private)
             tasks = _tasks(units, selection, settings.file_megabytes * 1_000_000)
-            files = []
-            for written, taken in run(_write, tasks):
-                files.append(written)
-                seconds["files"] += taken
+            files = list(writing(_write, tasks))
+            seconds["files"] = writing.seconds
         report = CorpusReport(
             plan,
             sources,
@@ -148,8 +155,10 @@ def prepare_corpus(
             sum(source.tally.bytes_in for source in sources),
             time.monotonic() - begun,
             {
-                "this process": peak_bytes(),
-                "largest worker": max(unit.peak_bytes for unit in units),
+                "this process": peak_resident_bytes(),
+                "largest worker": max(
+                    *(unit.peak_bytes for unit in units), searching.peak_bytes, writing.peak_bytes
+                ),
             },
         )
         with storage_errors(f"{out} could not be written"):
@@ -209,19 +218,20 @@ def _settle_plan(settings: CorpusSettings, out: Path) -> tuple[Plan | None, Plan
 
 def _do_units(plan: Plan, tool: UnitWorker, run: Run, console: Console) -> float:
     """Do what is not done yet, all files in order; gives the seconds of cutting them."""
-    done: dict[int, dict[int, DoneUnit]] = {}
-    for folder in sorted(tool.folder.iterdir()):
+    done: dict[Position, DoneUnit] = {}
+    for folder in tool.folder.iterdir():
         unit = read_unit(folder)
-        done.setdefault(unit.file, {})[unit.first] = unit
-    total = sum(file.size for file in plan.inputs) // 1_000_000 + 1
+        done[unit.file, unit.first] = unit
+    before = [0, *accumulate(file.size for file in plan.inputs)]
     place = _Progress()
 
+    def opened(file: int, raw: RawFile) -> None:
+        place.before, place.file = before[file], raw
+
     def tasks() -> Iterator[Unit]:
-        for i, file in enumerate(plan.inputs):
-            place.file = RawFile(Path(file.path))
-            units = cut_units(
-                tool.readers[i], place.file, file.name, i, plan.unit_bytes, done.get(i, {})
-            )
+        for source, group in groupby(enumerate(plan.inputs), key=lambda item: item[1].source):
+            files = [(i, file.name, Path(file.path)) for i, file in group]
+            units = cut_units(tool.readers[source], source, files, plan.unit_bytes, done, opened)
             while True:
                 began = time.thread_time()
                 unit = next(units, None)
@@ -229,11 +239,11 @@ def _do_units(plan: Plan, tool: UnitWorker, run: Run, console: Console) -> float
                 if unit is None:
                     break
                 yield unit
-            place.before, place.file = place.before + file.size, None
 
+    total = before[-1] // 1_000_000 + 1
     with console.progress(0, total, "MB") as bar:
         for _ in run(UnitWorker.work, tasks()):
-            bar.update(place.bytes // 1_000_000, {})
+            bar.advance(place.bytes // 1_000_000)
         bar.update(total, {})
     return place.seconds
 
@@ -257,15 +267,14 @@ def _units_in_order(plan: Plan, folder: Path) -> list[DoneUnit]:
     Raises:
         RuntimeError: one is missing, which is a fault of ours.
     """
-    units = []
-    for i, file in enumerate(plan.inputs):
-        first, is_last = 0, False
-        while not is_last:
-            path = folder / unit_name(i, first)
-            if not path.is_dir():
-                raise RuntimeError(f"{path}: nobody did this unit of {file.name}")
-            units.append(read_unit(path))
-            first, is_last = units[-1].end, units[-1].is_last
+    units: list[DoneUnit] = []
+    begin: Position = (0, 0)
+    while begin[0] < len(plan.inputs):
+        path = folder / unit_name(*begin)
+        if not path.is_dir():
+            raise RuntimeError(f"{path}: nobody did this unit of {plan.inputs[begin[0]].name}")
+        units.append(read_unit(path))
+        begin = units[-1].behind
     return units
 
 
@@ -281,7 +290,7 @@ def _add_up(
         SourceReport(source.name, source.effective_license) for source in settings.sources
     )
     for unit in units:
-        sources[plan.inputs[unit.file].source].tally.add(unit.tally)
+        sources[plan.inputs[unit.file].source].tally.add(unit.tally())
     for i, source in enumerate(sources):
         tally = source.tally
         bad = ", ".join(f"{reason} {count}" for reason, count in tally.bad.most_common(3))
@@ -356,9 +365,36 @@ def _tasks(units: list[DoneUnit], selection: Selection, most_bytes: int) -> Iter
         yield from file_tasks(units, selection, side, most_bytes)
 
 
-def _write(tool: UnitWorker, task: FileTask) -> tuple[WrittenFile, float]:
+def _write(tool: UnitWorker, task: FileTask) -> WrittenFile:
+    return write_file(tool.out, task)
+
+
+@final
+class _Measured:
+    """Does work like the one that it is given, and says what the work took.
+
+    Attributes:
+        seconds: of processor time.
+        peak_bytes: of memory, of the largest process that worked.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.seconds = 0.0
+        self.peak_bytes = 0
+        self._run = run
+
+    def __call__(
+        self, work: Callable[[Any, T], R], tasks: Iterable[T], in_order: bool = False
+    ) -> Iterator[R]:
+        for result, seconds, peak in self._run(partial(_measured, work), tasks, in_order):
+            self.seconds += seconds
+            self.peak_bytes = max(self.peak_bytes, peak)
+            yield result
+
+
+def _measured(work: Callable[[Any, T], R], tool: Any, task: T) -> tuple[R, float, int]:
     began = time.thread_time()
-    return write_file(tool.out, task), time.thread_time() - began
+    return work(tool, task), time.thread_time() - began, peak_resident_bytes()
 
 
 def _summary(out: Path) -> list[str]:

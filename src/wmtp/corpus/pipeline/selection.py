@@ -18,6 +18,7 @@ from wmtp.corpus.duplicates import (
     in_validation,
 )
 from wmtp.runtime.durable import storage_errors, sync_file, sync_folder, temporary_name
+from wmtp.runtime.pool import Run
 
 _PARTS = ("link", "percent", "validation")
 
@@ -42,7 +43,11 @@ class Selection:
 
 
 def select(
-    units: Sequence[Path], folder: Path, settings: DuplicateSettings, split: SplitSettings
+    units: Sequence[Path],
+    folder: Path,
+    settings: DuplicateSettings,
+    split: SplitSettings,
+    run: Run,
 ) -> Selection:
     """Search all units for duplicates, or take what was found before.
 
@@ -51,6 +56,7 @@ def select(
         folder: where the outcome is kept; it is there when it is whole.
         settings: of the search.
         split: of the split.
+        run: shares the search out.
 
     Raises:
         StorageError: there is no room for the search.
@@ -60,8 +66,8 @@ def select(
         with storage_errors(f"{folder} could not be written"):
             for left in (scratch, temporary):
                 shutil.rmtree(left, ignore_errors=True)
-            found = find_duplicates(units, StoredTexts(units), scratch, settings)
-            validation = in_validation(found, units, split)
+            found = find_duplicates(units, StoredTexts(units), scratch, settings, run)
+            validation = in_validation(found, units, split, run)
             temporary.mkdir()
             parts: tuple[NDArray[Any], ...] = (found.link, found.percent, validation)
             for name, part in zip(_PARTS, parts, strict=True):

@@ -1,15 +1,13 @@
-"""A unit of work: records of one file, cut by who reads, made into documents by who works."""
+"""A unit of work: records that are cut by who reads, and made into documents by who works."""
 
 import json
-import resource
 import shutil
-import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, final
+from typing import Any, Final, TypeAlias, TypeVar, final
 
 import numpy as np
 import orjson
@@ -22,6 +20,7 @@ from wmtp.corpus.readers.reading import cut_records, parse
 from wmtp.corpus.stages import CountingStage, PrivateData
 from wmtp.errors import DataError
 from wmtp.runtime.durable import storage_errors, sync_file, sync_folder, temporary_name
+from wmtp.runtime.machine import peak_resident_bytes
 
 WORK_FOLDER: Final = "work"
 DOCUMENTS_FILE: Final = "documents.jsonl"
@@ -29,28 +28,37 @@ _LINES_FILE: Final = "lines.npy"
 _SIZES_FILE: Final = "sizes.npy"
 _FACTS_FILE: Final = "unit.json"
 _MOST_RECORDS: Final = 100_000
+_MOST_FILES: Final = 10_000
 _SAMPLE_CHARACTERS: Final = 120
+
+T = TypeVar("T")
+
+Position: TypeAlias = tuple[int, int]
+"""Place of a file in the plan, and number of a record in it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """Records that are worked on together.
+    """Records of one source that are worked on together: of a part of a file, or of several files.
 
     Attributes:
-        file: place of their file in the plan.
+        source: place of their source in the plan.
+        file: place in the plan of the file in which the first record is.
         first: number of the first record.
-        end: number of the record after the last one, of the next unit if there is one.
-        is_last: the file ends here.
-        records: to be made into documents.
-        start: where reading may go on behind this unit, at ``end`` or before.
+        end_file: place of the file in which the next unit begins; of the next source if this unit
+            ends the source.
+        end: number of that unit's first record.
+        start: where in that file reading may go on: at ``end`` or before.
+        parts: name of each file, and its records that are to be made into documents.
     """
 
+    source: int
     file: int
     first: int
+    end_file: int
     end: int
-    is_last: bool
-    records: tuple[RawRecord | BadRecord, ...]
     start: Start
+    parts: tuple[tuple[str, tuple[RawRecord | BadRecord, ...]], ...]
 
     @property
     def name(self) -> str:
@@ -67,76 +75,107 @@ class DoneUnit:
         documents: that are left.
         seconds: that each stage took.
         peak_bytes: of memory, of the process that did it.
-        file: and all below as of ``Unit``.
+        file: and all below but the folder as of ``Unit``.
     """
 
     folder: Path
     file: int
     first: int
+    end_file: int
     end: int
-    is_last: bool
     start: Start
     documents: int
     seconds: Mapping[str, float]
     peak_bytes: int
-    tally: Tally
+
+    @property
+    def behind(self) -> Position:
+        """Where the next unit begins."""
+        return self.end_file, self.end
+
+    def tally(self) -> Tally:
+        """What became of its records: read when it is asked for, as there may be many units.
+
+        Raises:
+            DataError: it cannot be read.
+        """
+        return _facts(self.folder, lambda facts: Tally.from_json(facts["tally"]))
 
 
 def unit_name(file: int, first: int) -> str:
     """Of a unit's folder."""
-    return f"{file:05d}-{first:012d}"
+    return f"{file:07d}-{first:012d}"
 
 
 def cut_units(
     reader: Reader,
-    raw: RawFile,
-    name: str,
-    file: int,
+    source: int,
+    files: Sequence[tuple[int, str, Path]],
     unit_bytes: int,
-    done: Mapping[int, DoneUnit],
+    done: Mapping[Position, DoneUnit],
+    opened: Callable[[int, RawFile], None],
 ) -> Iterator[Unit]:
-    """The units of a file that are not done, in order.
+    """The units of a source that are not done, in order.
 
-    Where a unit begins depends on the records before it in the file and on nothing else.
+    Small files share a unit. Where a unit begins depends on the records before it in the source
+    and on nothing else.
 
     Args:
-        reader: of the file's format.
-        raw: the file.
-        name: of the file, in places.
-        file: its place in the plan.
+        reader: of the source's format.
+        source: its place in the plan.
+        files: of the source: place in the plan, name in places, path.
         unit_bytes: of records, about.
-        done: units of this file that are on disk, by their first record.
+        done: units that are on disk, by their first record.
+        opened: is told which file is read from now on.
 
     Raises:
-        DataError: the file cannot be read.
+        DataError: a file cannot be read.
     """
-    first, start = 0, Start()
-    while (unit := done.get(first)) is not None:
-        if unit.is_last:
-            return
-        first, start = unit.end, unit.start
-    records: list[RawRecord | BadRecord] = []
-    size = 0
-    for record in cut_records(reader, raw, name, start):
-        number = _number(record)
-        if number < first:
+
+    def behind(position: Position, start: Start) -> tuple[Position, Start]:
+        while (unit := done.get(position)) is not None:
+            position, start = unit.behind, unit.start
+        return position, start
+
+    parts: list[tuple[str, tuple[RawRecord | BadRecord, ...]]] = []
+    size = count = 0
+    begin, start = behind((files[0][0], 0), Start())
+    for place, name, path in files:
+        if place < begin[0]:
             continue
-        if size >= unit_bytes or len(records) == _MOST_RECORDS or (records and number in done):
-            yield Unit(file, first, number, False, tuple(records), start)
-            records, size, first = [], 0, number
-            while (unit := done.get(first)) is not None:
-                if unit.is_last:
-                    return
-                first = unit.end
-            if number < first:
+        if place > begin[0]:
+            start = Start()
+        raw = RawFile(path)
+        opened(place, raw)
+        records: list[RawRecord | BadRecord] = []
+        for record in cut_records(reader, raw, name, start):
+            here = place, _number(record)
+            if here < begin:
                 continue
-        if isinstance(record, RawRecord):
-            size += record.size
-            if record.start is not None:
-                start = record.start
-        records.append(record)
-    end = _number(records[-1]) + 1 if records else first
-    yield Unit(file, first, end, True, tuple(records), start)
+            is_full = size >= unit_bytes or count == _MOST_RECORDS
+            if is_full or (here != begin and here in done):
+                yield Unit(source, *begin, *here, start, (*parts, (name, tuple(records))))
+                parts, records, size, count = [], [], 0, 0
+                begin, start = behind(here, start)
+                if begin[0] > place:
+                    break
+                if here < begin:
+                    continue
+            if isinstance(record, RawRecord):
+                size += record.size
+                if record.start is not None:
+                    start = record.start
+            records.append(record)
+            count += 1
+        if begin[0] > place:
+            continue
+        parts.append((name, tuple(records)))
+        after = place + 1, 0
+        is_last = place == files[-1][0]
+        if is_last or size >= unit_bytes or len(parts) == _MOST_FILES or after in done:
+            yield Unit(source, *begin, *after, Start(), tuple(parts))
+            parts, size, count = [], 0, 0
+            begin, start = behind(after, Start())
 
 
 def _number(record: RawRecord | BadRecord) -> int:
@@ -150,15 +189,13 @@ class UnitWorker:
 
     Attributes:
         out: folder of the corpus.
-        names: of the files in the plan.
-        readers: of the files in the plan.
-        origins: of the files in the plan.
+        readers: of the sources in the plan.
+        origins: of the sources in the plan.
         stages: that a document goes through.
         shape: of signatures.
     """
 
     out: Path
-    names: tuple[str, ...]
     readers: tuple[Reader, ...]
     origins: tuple[Origin, ...]
     stages: tuple[CountingStage, ...]
@@ -197,12 +234,12 @@ class UnitWorker:
             facts = {
                 "file": unit.file,
                 "first": unit.first,
+                "end_file": unit.end_file,
                 "end": unit.end,
-                "is_last": unit.is_last,
                 "start": [unit.start.record, unit.start.offset],
                 "documents": len(documents),
                 "seconds": clock.seconds,
-                "peak_bytes": peak_bytes(),
+                "peak_bytes": peak_resident_bytes(),
                 "tally": tally.as_json(),
             }
             (temporary / _FACTS_FILE).write_text(json.dumps(facts), encoding="ascii")
@@ -225,13 +262,11 @@ class UnitWorker:
 
     def _parse(self, unit: Unit, tally: Tally) -> list[tuple[Document, int]]:
         """The unit's documents with the bytes of their texts; what is none is counted."""
-        reader, name = self.readers[unit.file], self.names[unit.file]
+        reader, origin = self.readers[unit.source], self.origins[unit.source]
         documents = []
-        for record in unit.records:
+        for name, record in ((name, record) for name, part in unit.parts for record in part):
             parsed = (
-                record
-                if isinstance(record, BadRecord)
-                else parse(reader, record, name, self.origins[unit.file])
+                record if isinstance(record, BadRecord) else parse(reader, record, name, origin)
             )
             if isinstance(parsed, Document):
                 size = len(parsed.text.encode())
@@ -301,20 +336,25 @@ def read_unit(folder: Path) -> DoneUnit:
     Raises:
         DataError: it is none.
     """
-    try:
-        facts = json.loads((folder / _FACTS_FILE).read_bytes())
-        return DoneUnit(
+    return _facts(
+        folder,
+        lambda facts: DoneUnit(
             folder=folder,
             file=facts["file"],
             first=facts["first"],
+            end_file=facts["end_file"],
             end=facts["end"],
-            is_last=facts["is_last"],
             start=Start(*facts["start"]),
             documents=facts["documents"],
             seconds=facts["seconds"],
             peak_bytes=facts["peak_bytes"],
-            tally=Tally.from_json(facts["tally"]),
-        )
+        ),
+    )
+
+
+def _facts(folder: Path, take: Callable[[dict[str, Any]], T]) -> T:
+    try:
+        return take(json.loads((folder / _FACTS_FILE).read_bytes()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
             f"'{folder}' cannot be read ({error}). Delete it, and run again."
@@ -337,12 +377,6 @@ def document_lines(folder: Path, numbers: Any) -> Iterator[bytes]:
                 file.seek(begin)
             place = int(ends[number])
             yield file.read(place - begin)
-
-
-def peak_bytes() -> int:
-    """Most memory that this process has held."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 @final

@@ -24,9 +24,11 @@ LAYOUTS: Final = {
     "document_summary": "documents[].text[][].sentence",
     "news": "data[].paragraphs[].context",
     "web_corpus": "SJML.text[].content",
+    "web_corpus_labels": "named_entity[].content[].sentence",
 }
 """Paths of AI Hub's data sets: 주제별 텍스트 일상 대화, 한국어 대화 요약, 문서요약 텍스트,
-뉴스 기사 기계독해, 대규모 웹데이터 기반 한국어 말뭉치."""
+뉴스 기사 기계독해, 대규모 웹데이터 기반 한국어 말뭉치 (raw, labelled); docs/korean.md says by what
+each was confirmed."""
 
 
 @final
