@@ -296,6 +296,27 @@ def test_a_full_disk_costs_nothing_that_was_done(
 
 
 @pytest.mark.usefixtures("small")
+def test_a_file_that_cannot_be_read_for_a_while_costs_nothing_that_was_done(
+    sources: list[tuple[str, ...]],
+    straight: Path,
+    tokenizer: TextTokenizer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*_: Any) -> Any:
+        raise DataError("cannot be read")
+
+    with monkeypatch.context() as away:
+        away.setattr("wmtp.data.prepare.read_documents", fail)  # the second source
+        with pytest.raises(DataError, match="cannot be read"):
+            made(sources, tokenizer, tmp_path / "out")
+    told: list[str] = []
+    made(sources, tokenizer, tmp_path / "out", report=told.append)
+    assert told[0].startswith("going on with")
+    assert hashes(tmp_path / "out") == hashes(straight)
+
+
+@pytest.mark.usefixtures("small")
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [

@@ -33,6 +33,7 @@ from wmtp.data.shards import (
     open_shards,
 )
 from wmtp.data.sources import (
+    RefusedSourceError,
     Source,
     SourceFiles,
     check_reading,
@@ -152,7 +153,7 @@ def prepare(
                 made = _Making(writer, sources, workers, on_progress, progress)
                 try:
                     made.read_all(save_to=folder)
-                except DataError:  # nobody can go on with these sources
+                except RefusedSourceError:  # nobody can go on with these sources
                     shutil.rmtree(folder)
                     raise
             writer.finish()
@@ -354,7 +355,7 @@ class _Making:
         if found.format == "jsonl":
             check_reading(source, found, at.read, at.offered, at.unread, bad)
         if 2 * (at.offered - documents) > at.offered:
-            raise DataError(
+            raise RefusedSourceError(
                 f"data source '{source.path}': most of it cannot be used with this tokenizer:\n"
                 + "\n".join(BadLines(bad).report())
             )

@@ -70,6 +70,10 @@ _SKIPPED_FOLDERS = frozenset({"__pycache__", "site-packages", "dist-packages", "
 _STDLIB_TESTS = frozenset({"test", "tests", "idle_test"})
 
 
+class RefusedSourceError(DataError):
+    """A source that is mostly bad, or out of which nothing came: read again it will be the same."""
+
+
 @dataclass(frozen=True)
 class Source:
     """A file or folder of documents, and which of them are meant.
@@ -335,19 +339,19 @@ def check_reading(
         bad: to be told; the first ``unread`` of them or more.
 
     Raises:
-        DataError: it is so.
+        RefusedSourceError: it is so.
     """
     kind = found.format
     what = "programs" if kind == "contest" else "lines" if kind in LINE_FORMATS else "files"
     held_out = CONTEST_VALIDATION_SHARE if kind == "contest" else VALIDATION_SHARE
     if unread and 2 * unread > read:
-        raise DataError(
+        raise RefusedSourceError(
             f"data source '{source.path}': {unread} of {read} {what} cannot be "
             f"used as {kind}; the first is {bad[0]}.\n" + "\n".join(BadLines(list(bad)).report())
         )
     if not used:
         share = f" ({held_out:.0%} of the documents)" if source.split == "validation" else ""
-        raise DataError(
+        raise RefusedSourceError(
             f"data source '{source.path}': none of its {read} {what} is in the split "
             f"'{source.split}'{share}. Give more data, or name another split."
             if read
