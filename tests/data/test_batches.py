@@ -5,8 +5,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.data.slow_batches import gather_rows_slowly
 
 from wmtp.data.batches import Batch, batch_at, evaluation_batches, gather_rows
+from wmtp.data.order import rows_at
 from wmtp.data.rows import DocumentRewards, Rows
 from wmtp.data.shards import Shards, add_column
 from wmtp.errors import DataError
@@ -333,3 +335,42 @@ def test_rewards_that_do_not_fit_are_refused(make_shards: Any) -> None:
         Rows(shards, 4, rewards=DocumentRewards(REWARDS[:3]))
     with pytest.raises(ValueError, match="infinite"):
         DocumentRewards(np.array([np.inf], dtype=np.float32))
+
+
+@pytest.mark.parametrize("columns", [False, True])
+@pytest.mark.parametrize("packed", [True, False])
+def test_fast_batches_equal_slow_ones_bit_for_bit(
+    make_shards: Any, packed: bool, columns: bool
+) -> None:
+    generator = np.random.default_rng(11)
+    lengths = generator.zipf(1.4, size=120).clip(1, 90)
+    documents = [generator.integers(0, 300, size=n).tolist() for n in lengths]
+    wanted = [(generator.random(n) < 0.8).tolist() for n in lengths] if columns else None
+    weights = [generator.random(n).tolist() for n in lengths] if columns else None
+    shards = make_shards(documents, wanted, weights)
+    scores = add_column(shards, "ref_ce.x", "f16", [generator.random(int(lengths.sum()))])
+    rewards = np.where(generator.random(120) < 0.5, np.nan, 1.5).astype(np.float32)
+    for length, horizon, mask in itertools.product((1, 5, 64, 5000), (1, 4), (True, False)):
+        rows = Rows(
+            shards,
+            length,
+            packed=packed,
+            mask_prompt=mask,
+            with_loss_weights=columns,
+            reference_scores=scores if columns else None,
+            rewards=DocumentRewards(rewards, "uniform") if columns else None,
+        )
+        for start in (0, 17):
+            chosen = rows_at(len(rows), 3, start, 24)
+            fast, slow = (
+                gather_rows(rows, chosen, horizon),
+                gather_rows_slowly(rows, chosen, horizon),
+            )
+            for name, expected in vars(slow).items():
+                found = getattr(fast, name)
+                if isinstance(expected, torch.Tensor):
+                    assert found.dtype == expected.dtype, name
+                    assert found.is_contiguous(), name
+                    assert found.numpy().tobytes() == expected.numpy().tobytes(), name
+                else:
+                    assert found == expected, name

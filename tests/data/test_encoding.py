@@ -1,7 +1,16 @@
+import pickle
+
 import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
 
 from wmtp.data.documents import BadLines, Document, Segment, TokenDocument
-from wmtp.data.encoding import EncodedDocument, encode_documents
+from wmtp.data.encoding import (
+    EncodedDocument,
+    encode_and_pack,
+    encode_documents,
+    pack_documents,
+)
 from wmtp.data.tokenizer import TextTokenizer
 
 
@@ -73,3 +82,47 @@ def test_token_outside_the_vocabulary_is_a_bad_line(tokenizer: TextTokenizer) ->
     documents = [TokenDocument("f:1", (10**30,)), TokenDocument("f:2", (-1,))]
     assert encode_documents(tokenizer, documents, bad) == []
     assert bad.per_reason() == {"token outside the vocabulary": 2}
+
+
+WORDS = st.text("ab 한국어\n", min_size=1, max_size=12)
+TEXT_DOCUMENTS = st.builds(
+    Document,
+    st.just("f"),
+    st.lists(st.builds(Segment, WORDS, st.booleans()), min_size=1, max_size=3).map(tuple),
+    weight=st.none() | st.floats(0, 2, width=16),
+    spans=st.just(()),
+    reward=st.none() | st.floats(-1, 1),
+    group=st.none() | st.just("g"),
+)
+# one of these, and none of the batch goes the short way
+OTHER_DOCUMENTS = st.builds(
+    TokenDocument, st.just("t"), st.tuples(st.integers(0, 400)), st.none(), st.none()
+)
+
+
+@given(st.lists(TEXT_DOCUMENTS, max_size=6), st.lists(OTHER_DOCUMENTS, max_size=1), st.booleans())
+def test_packed_at_once_equals_one_by_one(
+    tokenizer: TextTokenizer,
+    texts: list[Document],
+    others: list[TokenDocument],
+    begins: bool,
+) -> None:
+    tokenizer = with_beginning(tokenizer) if begins else tokenizer
+    documents, bad, expected_bad = [*texts, *others], BadLines(), BadLines()
+    packed = encode_and_pack(tokenizer, documents, bad)
+    expected = pack_documents(encode_documents(tokenizer, documents, expected_bad))
+    assert bad.lines == expected_bad.lines
+    for name, value in vars(expected).items():
+        found = getattr(packed, name)
+        assert type(found) is type(value), name
+        if isinstance(value, np.ndarray):
+            assert found.dtype == value.dtype, name
+            np.testing.assert_array_equal(found, value, name)
+        else:
+            assert found == value, name
+
+
+def with_beginning(tokenizer: TextTokenizer) -> TextTokenizer:
+    copy = pickle.loads(pickle.dumps(tokenizer))
+    copy.bos_ids = (3, 4)
+    return copy

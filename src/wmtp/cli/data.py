@@ -63,7 +63,7 @@ def prepare(
     """Make shards of text and a tokenizer, or clean text of raw corpora.
 
     Shards, which train, evaluate and score can read, are made with --source and --tokenizer. With
-    --sources raw corpora are read, cleaned and freed of duplicates; the same command goes on where
+    --sources raw corpora are read, cleaned and freed of duplicates. The same command goes on where
     it was stopped.
     """
     if (source is None) == (sources is None):
@@ -83,13 +83,18 @@ def prepare(
     from wmtp.data.tokenizer import TextTokenizer
 
     tell = _now_and_then()
-    report = run_prepare(
-        make_sources(source, split, data_format, solutions),
-        TextTokenizer.load(tokenizer),
-        out,
-        lambda documents, tokens: tell(f"{documents:,} documents, {tokens:,} tokens so far"),
-        workers or 1,
-    )
+    try:
+        report = run_prepare(
+            make_sources(source, split, data_format, solutions),
+            TextTokenizer.load(tokenizer),
+            out,
+            lambda documents, tokens: tell(f"{documents:,} documents, {tokens:,} tokens so far"),
+            workers or 1,
+            note,
+        )
+    except KeyboardInterrupt:
+        note("the same command goes on from here")
+        raise
     for line in report.lines():
         print(line)
 

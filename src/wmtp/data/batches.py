@@ -2,16 +2,16 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from torch import Tensor
 
 from wmtp.data.order import rows_at
-from wmtp.data.rows import DocumentRewards, Rows, WantedTokens
+from wmtp.data.rows import DocumentRewards, Rows, Spans, WantedTokens
 from wmtp.data.shards import Column
 from wmtp.errors import DataError
 
@@ -143,40 +143,43 @@ def gather_rows(rows: Rows, rows_B: NDArray[np.int64], horizon: int) -> Batch:
     if horizon < 1:
         raise ValueError(f"horizon is {horizon}, below 1")
     S, T = rows.max_length, rows.max_length + horizon  # T: a row and what its heads aim at
-    positions_BT = rows.starts(rows_B)[:, None] + np.arange(T)
-    exists_BT = positions_BT < rows.stops(rows_B)[:, None]
-    known_BT = np.minimum(positions_BT, rows.tokens - 1)
+    spans = rows.spans(rows_B, T)
 
-    stream_BT = _pick(rows.shards.tokens, known_BT, exists_BT, np.int64)
-    if stream_BT.max(initial=0) >= rows.shards.manifest.vocab_size:
+    stored_BT = spans.read(rows.shards.tokens)
+    if stored_BT.max(initial=0) >= rows.shards.manifest.vocab_size:
         raise DataError(
-            f"shards '{rows.shards.path}' are damaged: token {stream_BT.max()} is outside the "
+            f"shards '{rows.shards.path}' are damaged: token {stored_BT.max()} is outside the "
             "vocabulary. Delete the folder and prepare it again."
         )
-    documents_BT = np.where(exists_BT, rows.documents_at(known_BT), -1)
-    wanted_BT = exists_BT
+    stream_BT = stored_BT.astype(np.int64)
+    left_BS = np.minimum(spans.left_BT[:, :S], horizon)
+    valid_BSH = np.take(_heads_with_targets(horizon), left_BS, axis=0)
     wanted = rows.shards.wanted if rows.mask_prompt else None
     if wanted is not None:
-        wanted_BT = _pick(wanted.values, known_BT, exists_BT, np.bool_)
-    documents_BS1 = documents_BT[:, :S, None]
-    valid_BSH = (_targets(documents_BT, horizon) == documents_BS1) & _targets(wanted_BT, horizon)
+        wanted_BT = spans.read(wanted.values) != 0
+        valid_BSH &= _targets(wanted_BT, horizon)
 
     weights = rows.shards.loss_weights if rows.with_loss_weights else None
     rewards_BSH = last_BSH = None
     if rows.rewards is not None:
+        exists_BT = spans.documents_BT >= 0
         rewards_BT, last_BT = _rewards(
-            rows.rewards, rows.wanted_tokens, documents_BT, positions_BT, wanted_BT
+            rows.rewards,
+            rows.wanted_tokens,
+            spans.documents_BT,
+            spans.starts_B[:, None] + np.arange(T),
+            exists_BT if wanted is None else wanted_BT,
         )
-        rewards_BSH = _tensor(_targets(rewards_BT, horizon))
-        last_BSH = _tensor(_targets(last_BT, horizon))
+        rewards_BSH = torch.from_numpy(_targets(rewards_BT, horizon))
+        last_BSH = torch.from_numpy(_targets(last_BT, horizon))
     return Batch(
-        tokens_BS=_tensor(stream_BT[:, :S]),
-        targets_BSH=_tensor(_targets(stream_BT, horizon)),
-        valid_BSH=_tensor(valid_BSH),
-        documents_BS=_tensor(documents_BT[:, :S].astype(np.int32)) if rows.packed else None,
-        reference_ce_BSH=_aligned(rows.reference_scores, known_BT, exists_BT, horizon),
-        loss_weights_BSH=_aligned(weights, known_BT, exists_BT, horizon),
-        valid_counts_H=tuple(valid_BSH.sum((0, 1)).tolist()),
+        tokens_BS=torch.from_numpy(stream_BT[:, :S].copy()),
+        targets_BSH=torch.from_numpy(_targets(stream_BT, horizon)),
+        valid_BSH=torch.from_numpy(valid_BSH),
+        documents_BS=torch.from_numpy(spans.documents_BT[:, :S].copy()) if rows.packed else None,
+        reference_ce_BSH=_aligned(rows.reference_scores, spans, horizon),
+        loss_weights_BSH=_aligned(weights, spans, horizon),
+        valid_counts_H=tuple(int(np.count_nonzero(valid_BSH[:, :, h])) for h in range(horizon)),
         rows=tuple(rows_B.tolist()),
         rewards_BSH=rewards_BSH,
         last_BSH=last_BSH,
@@ -186,7 +189,7 @@ def gather_rows(rows: Rows, rows_B: NDArray[np.int64], horizon: int) -> Batch:
 def _rewards(
     rewards: DocumentRewards,
     wanted_tokens: WantedTokens,
-    documents_BT: NDArray[np.int64],
+    documents_BT: NDArray[np.int32],
     positions_BT: NDArray[np.int64],
     wanted_BT: NDArray[np.bool_],
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
@@ -207,29 +210,25 @@ def _rewards(
     return np.where(exists_BT, share_BT, 0).astype(np.float32), last_BT
 
 
+@lru_cache(maxsize=8)
+def _heads_with_targets(horizon: int) -> NDArray[np.bool_]:
+    """Row ``n``: which heads have a target where ``n`` more tokens follow, bool ``[H + 1, H]``."""
+    return np.arange(horizon) < np.arange(horizon + 1)[:, None]
+
+
 def _targets(x_BT: NDArray[Any], horizon: int) -> NDArray[Any]:
     """Entry ``[b, s, h]`` is ``x_BT[b, s + 1 + h]``: the shift."""
-    return sliding_window_view(x_BT[:, 1:], horizon, axis=1)
+    B, T = x_BT.shape
+    S = T - horizon
+    targets_BSH = np.empty((B, S, horizon), dtype=x_BT.dtype)
+    for h in range(horizon):
+        targets_BSH[:, :, h] = x_BT[:, 1 + h : 1 + h + S]
+    return targets_BSH
 
 
-def _aligned(
-    column: Column | None,
-    known_BT: NDArray[np.int64],
-    exists_BT: NDArray[np.bool_],
-    horizon: int,
-) -> Tensor | None:
+def _aligned(column: Column | None, spans: Spans, horizon: int) -> Tensor | None:
     """A column's value of each target."""
     if column is None:
         return None
-    return _tensor(_targets(_pick(column.values, known_BT, exists_BT, np.float32), horizon))
-
-
-def _pick(
-    values: NDArray[Any], known_BT: NDArray[np.int64], exists_BT: NDArray[np.bool_], dtype: Any
-) -> NDArray[Any]:
-    """The values at positions, 0 where there is no such position."""
-    return np.where(exists_BT, values[known_BT], 0).astype(dtype)
-
-
-def _tensor(array: NDArray[Any]) -> Tensor:
-    return torch.from_numpy(array.copy())  # a window on another array cannot be written to
+    values_BT = spans.read(column.values).astype(np.float32)
+    return torch.from_numpy(_targets(values_BT, horizon))

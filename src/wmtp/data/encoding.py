@@ -73,14 +73,10 @@ class PackedDocuments:
 def pack_documents(documents: Sequence[EncodedDocument]) -> PackedDocuments:
     """Put documents one after the other."""
     wanted = np.concatenate([np.empty(0, dtype=bool), *(d.wanted for d in documents)])
-    weights = rewards = None
+    weights = None
     if any(d.weights is not None for d in documents):
         weights = np.concatenate(
             [_constant(1.0, len(d.ids)) if d.weights is None else d.weights for d in documents]
-        )
-    if any(d.reward is not None for d in documents):
-        rewards = np.array(
-            [np.nan if d.reward is None else d.reward for d in documents], dtype=np.float32
         )
     return PackedDocuments(
         names=tuple(d.name for d in documents),
@@ -88,7 +84,7 @@ def pack_documents(documents: Sequence[EncodedDocument]) -> PackedDocuments:
         lengths=np.array([len(d.ids) for d in documents], dtype=np.int64),
         wanted=None if wanted.all() else wanted,
         weights=weights,
-        rewards=rewards,
+        rewards=_rewards([d.reward for d in documents]),
         groups=tuple(d.group for d in documents),
         origins=tuple(d.origin for d in documents),
         text_bytes=np.array([d.text_bytes for d in documents], dtype=np.int64),
@@ -100,6 +96,67 @@ class EncodesBatch(Protocol):
 
     def encode_batch(self, texts: Sequence[str]) -> list[NDArray[np.int32]]:
         """Ids of each text, without what goes in front of it or ends it."""
+
+    def encode_joined(self, texts: Sequence[str]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        """The same ids, all texts' one after the other, and how many there are of each."""
+
+
+def encode_and_pack(
+    tokenizer: TextTokenizer,
+    documents: Sequence[Document | TokenDocument],
+    bad: BadLines,
+    encoder: EncodesBatch | None = None,
+) -> PackedDocuments:
+    """As ``pack_documents(encode_documents(...))``; no work is done document by document.
+
+    Only documents that come as ids or have spans of weights go the slow way.
+    """
+    texts = [d for d in documents if isinstance(d, Document) and not d.spans]
+    if not texts or len(texts) < len(documents):
+        return pack_documents(encode_documents(tokenizer, documents, bad, encoder))
+    segments = [segment for document in texts for segment in document.segments]
+    ids, lengths = (encoder or tokenizer).encode_joined([segment.text for segment in segments])
+    counts = np.array([len(document.segments) for document in texts])
+    last = np.cumsum(counts) - 1  # of each document's segments
+    first = last + 1 - counts
+    lengths_of_documents = np.add.reduceat(lengths, first) + len(tokenizer.bos_ids) + 1
+    ends = np.cumsum(lengths_of_documents)
+    whole = np.empty(int(ends[-1]), dtype=np.int32)
+    is_text = np.ones(len(whole), dtype=bool)
+    for place, token in enumerate(tokenizer.bos_ids):
+        whole[ends - lengths_of_documents + place] = token
+        is_text[ends - lengths_of_documents + place] = False
+    whole[ends - 1] = tokenizer.eos_id
+    is_text[ends - 1] = False
+    whole[is_text] = ids
+    wanted = None
+    if not all(segment.wanted for segment in segments):
+        wanted_segments = np.array([segment.wanted for segment in segments])
+        wanted = np.ones(len(whole), dtype=bool)
+        wanted[is_text] = np.repeat(wanted_segments, lengths)
+        wanted[ends - 1] = wanted_segments[last]
+    weights = None
+    if any(document.weight is not None for document in texts):
+        given = [1.0 if document.weight is None else document.weight for document in texts]
+        weights = np.repeat(np.array(given, dtype=np.float32), lengths_of_documents)
+    text_bytes = np.array([len(segment.text.encode()) for segment in segments], dtype=np.int64)
+    return PackedDocuments(
+        names=tuple(document.name for document in texts),
+        ids=whole,
+        lengths=lengths_of_documents,
+        wanted=None if wanted is None or wanted.all() else wanted,
+        weights=weights,
+        rewards=_rewards([document.reward for document in texts]),
+        groups=tuple(document.group for document in texts),
+        origins=tuple(document.origin for document in texts),
+        text_bytes=np.add.reduceat(text_bytes, first),
+    )
+
+
+def _rewards(rewards: Sequence[float | None]) -> NDArray[np.float32] | None:
+    if all(reward is None for reward in rewards):
+        return None
+    return np.array([np.nan if reward is None else reward for reward in rewards], dtype=np.float32)
 
 
 def encode_documents(

@@ -21,6 +21,11 @@ COMPLETION_KEYS = ("completion", "response")
 MBPP_KEYS = frozenset({"task_id", "text", "code", "test_list"})
 HUMANEVAL_KEYS = frozenset({"task_id", "prompt", "canonical_solution", "entry_point", "test"})
 
+# A row with a text and none of these, as nearly all rows of a corpus are, says nothing more.
+_MORE_KEYS = frozenset({"prompt", "tokens", "group", *WEIGHT_KEYS, *REWARD_KEYS})
+
+_DECODER = json.JSONDecoder()
+
 LONGEST_ORIGIN = 200
 """Characters of a source's or license's name that are kept."""
 
@@ -40,7 +45,7 @@ def parse_object(line: bytes) -> dict[str, Any]:
     if b"\0" in line:
         raise UnusableError("NUL byte")
     try:
-        value = json.loads(line.decode("utf-8"))
+        value = _parse(line.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise UnusableError("not valid UTF-8", f"byte {error.start + 1}") from error
     except (ValueError, RecursionError) as error:
@@ -48,6 +53,16 @@ def parse_object(line: bytes) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UnusableError("not a JSON object", type(value).__name__)
     return value
+
+
+def _parse(text: str) -> Any:
+    """What ``json.loads`` gives, without what it does beside: half of its time for short lines."""
+    try:
+        value, end = _DECODER.raw_decode(text)
+    except ValueError:
+        return json.loads(text)  # white space before it; or an error, which is told in full
+    rest = text[end:]
+    return value if rest == "\n" or not rest.strip(" \t\n\r") else json.loads(text)
 
 
 def parse_row(row: dict[str, Any], name: str) -> Document | TokenDocument:
@@ -70,8 +85,10 @@ def parse_row(row: dict[str, Any], name: str) -> Document | TokenDocument:
                  Segment(text='2', wanted=True)), weight=0.5, spans=(), reward=None, group=None,
                  origin=Origin(source=None, license=None))
     """
-    weights, reward, group = _given_weights(row), _given_reward(row), _given_group(row)
     origin = _given_origin(row)
+    if "text" in row and row.keys().isdisjoint(_MORE_KEYS):
+        return Document(name, (Segment(unix_newlines(text_of(row, "text"))),), origin=origin)
+    weights, reward, group = _given_weights(row), _given_reward(row), _given_group(row)
     if "tokens" in row:
         ids, weights_of_ids = _tokens(row["tokens"], weights)
         return TokenDocument(name, ids, weights_of_ids, reward, group, origin)

@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, final
+from typing import Any, Literal, final
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from wmtp.data.shards import Column, Shards
@@ -53,6 +54,44 @@ class WantedTokens:
     first: NDArray[np.int64]
     last: NDArray[np.int64]
     count: NDArray[np.int64]
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Spans:
+    """Where B rows lie in the stream, and in which documents, for T positions of each.
+
+    Attributes:
+        starts_B: first position in the stream, int64.
+        documents_BT: index of each token's document, int32; -1 where the row has no token.
+        left_BT: how many tokens follow in the same document (and within the T positions), int64;
+            0 where the row has no token.
+    """
+
+    starts_B: NDArray[np.int64]
+    documents_BT: NDArray[np.int32]
+    left_BT: NDArray[np.int64]
+
+    def read(self, values: NDArray[Any]) -> NDArray[Any]:
+        """The values of a stream at the rows' positions, 0 where a row has no token.
+
+        Args:
+            values: one for each token of the stream.
+        """
+        T = self.documents_BT.shape[1]
+        starts_B = self.starts_B
+        if len(values) < T:
+            values = np.pad(values, (0, T - len(values)))
+        last = len(values) - T
+        read_BT: NDArray[Any] = sliding_window_view(values, T)[np.minimum(starts_B, last)]
+        late = np.flatnonzero(starts_B > last)  # near the end of the stream
+        if len(late):
+            positions = starts_B[late, None] + np.arange(T)
+            read_BT[late] = values[np.minimum(positions, len(values) - 1)]
+        lacks_B = self.documents_BT[:, -1] < 0
+        if lacks_B.any():
+            read_BT[self.documents_BT < 0] = 0
+        return read_BT
 
 
 @final
@@ -129,6 +168,37 @@ class Rows:
     def documents_at(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
         """Index of the document that each position of the stream lies in."""
         return np.searchsorted(self.shards.ends, positions, side="right")
+
+    def spans(self, rows_B: NDArray[np.int64], count: int) -> Spans:
+        """Where rows lie, for ``count`` positions of each.
+
+        A row is a few stretches of one document each, and at its end perhaps one of nothing: what
+        is to be known of a token is found for each stretch, and repeated.
+        """
+        starts_B, ends = self.starts(rows_B), self.shards.ends
+        stops_B = np.minimum(self.stops(rows_B), starts_B + count)
+        first_B, last_B = self.documents_at(starts_B), self.documents_at(stops_B - 1)
+        stretches_B = last_B - first_B + 2
+        beyond = np.cumsum(stretches_B)
+        begin, nothing = beyond - stretches_B, beyond - 1  # of each row, its first and last stretch
+        documents = np.arange(beyond[-1]) - np.repeat(begin - first_B, stretches_B)
+        documents[nothing] = last_B  # any that exists; replaced below
+        ends_of_stretches = np.minimum(ends[documents], np.repeat(stops_B, stretches_B))
+        ends_of_stretches[nothing] = starts_B + count
+        starts_of_stretches = np.concatenate([starts_B[:1], ends_of_stretches[:-1]])
+        starts_of_stretches[begin] = starts_B
+        lengths = ends_of_stretches - starts_of_stretches
+        documents[nothing] = -1
+        shape = (len(rows_B), count)
+        # position of the last token, counted from the row's start
+        last_tokens = ends_of_stretches - np.repeat(starts_B, stretches_B) - 1
+        last_tokens[nothing] = -1
+        left_BT = np.repeat(last_tokens, lengths).reshape(shape) - np.arange(count)
+        return Spans(
+            starts_B,
+            np.repeat(documents.astype(np.int32), lengths).reshape(shape),
+            np.maximum(left_BT, 0, out=left_BT),
+        )
 
     @cached_property
     def wanted_tokens(self) -> WantedTokens:

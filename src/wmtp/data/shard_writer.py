@@ -3,14 +3,16 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, final
+from typing import IO, Any, Final, final
 
 import numpy as np
+from numpy.typing import NDArray
 
-from wmtp.data.documents import BadLines
+from wmtp.data.documents import BadLine
 from wmtp.data.encoding import EncodedDocument, PackedDocuments, pack_documents
 from wmtp.data.shards import (
     BAD_LINES_FILE,
@@ -27,13 +29,38 @@ from wmtp.data.shards import (
 )
 from wmtp.data.tokenizer import TextTokenizer
 from wmtp.errors import DataError
-from wmtp.runtime.durable import storage_errors, sync_file, sync_folder, temporary_beside
+from wmtp.runtime.durable import (
+    replace_file,
+    storage_errors,
+    sync_file,
+    sync_folder,
+    temporary_beside,
+)
 
 LARGEST_UINT16_VOCABULARY = 1 << 16
 _WANTED_FILE = column_file("wanted", "u8")
 _WEIGHTS_FILE = column_file("loss_weights", "f16")
 _REWARDS_FILE = column_file("rewards", "f32")
 _GROUPS_FILE = column_file("groups", "i32")
+GROUP_NAMES_FILE: Final = "group_names.jsonl"
+"""Names of groups in the order of their indexes; only while shards are written."""
+
+_CHUNK: Final = 1 << 22
+
+
+@dataclass(frozen=True)
+class Written:
+    """How far shards have been written.
+
+    Attributes:
+        documents: whole ones.
+        tokens: of them.
+        files: bytes of each file that belong to them.
+    """
+
+    documents: int
+    tokens: int
+    files: Mapping[str, int]
 
 
 @contextmanager
@@ -55,9 +82,7 @@ def write_shards(path: Path, tokenizer: TextTokenizer) -> Iterator["ShardWriter"
                 writer = ShardWriter(temporary, tokenizer, files)
                 yield writer
             writer.finish()
-            for file in temporary.iterdir():
-                sync_file(file)
-            sync_folder(temporary)
+            (temporary / GROUP_NAMES_FILE).unlink(missing_ok=True)
             temporary.replace(path)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -69,22 +94,38 @@ def write_shards(path: Path, tokenizer: TextTokenizer) -> Iterator["ShardWriter"
 class ShardWriter:
     """The open files of a folder of shards, and what has been counted so far."""
 
-    def __init__(self, folder: Path, tokenizer: TextTokenizer, files: ExitStack) -> None:
-        def create(name: str) -> IO[bytes]:
-            return files.enter_context((folder / name).open("wb"))
+    def __init__(
+        self,
+        folder: Path,
+        tokenizer: TextTokenizer,
+        files: ExitStack,
+        before: Written | None = None,
+    ) -> None:
+        """Begin shards, or go on with some.
 
+        Args:
+            folder: of all files; exists.
+            tokenizer: travels with the shards.
+            files: closes them.
+            before: what belongs to the shards; whatever was written behind that is cut off.
+
+        Raises:
+            DataError: less is there than was written before.
+        """
         self.folder, self.tokenizer = folder, tokenizer
         self.documents = self.tokens = 0
-        self.has_prompts = self.has_weights = self.has_rewards = False
-        self.groups: dict[str, int] = {}
         self.sources: list[SourceCount] = []
+        self._groups: dict[str, int] = {}
         is_small = tokenizer.vocab_size <= LARGEST_UINT16_VOCABULARY
         self._dtype: Dtype = "uint16" if is_small else "uint32"
         self._digest = hashlib.sha256()
-        self._tokens, self._ends, self._names, self._wanted, self._weights = map(
-            create, (TOKENS_FILE, ENDS_FILE, NAMES_FILE, _WANTED_FILE, _WEIGHTS_FILE)
-        )
-        self._rewards, self._groups = map(create, (_REWARDS_FILE, _GROUPS_FILE))
+        self._open_files = files
+        self._files: dict[str, IO[bytes]] = {}
+        if before is None:
+            for name in (TOKENS_FILE, ENDS_FILE, NAMES_FILE):
+                self._file(name)
+        else:
+            self._go_on(before)
 
     def add(self, document: EncodedDocument) -> None:
         """Append a document."""
@@ -92,57 +133,65 @@ class ShardWriter:
 
     def add_packed(self, packed: PackedDocuments) -> None:
         """Append documents."""
-        count = len(packed.ids)
+        count, documents = len(packed.ids), len(packed.names)
+        if not documents:
+            return
         ids = packed.ids.astype(np.dtype(self._dtype).newbyteorder("<"))
         self._digest.update(ids.data)
-        self._tokens.write(ids.data)
+        self._file(TOKENS_FILE).write(ids.data)
         ends = self.tokens + np.cumsum(packed.lengths)
-        self._ends.write(ends.astype("<u8").data)
-        self.documents += len(packed.names)
+        self._file(ENDS_FILE).write(ends.astype("<u8").data)
+        self._file(NAMES_FILE).write(_json_lines(packed.names))
+        self._add_column(_WANTED_FILE, "<u1", 1, packed.wanted, self.tokens, count)
+        self._add_column(_WEIGHTS_FILE, "<f2", 1, packed.weights, self.tokens, count)
+        self._add_column(_REWARDS_FILE, "<f4", np.nan, packed.rewards, self.documents, documents)
+        groups = self._indexes_of(packed.groups)
+        self._add_column(_GROUPS_FILE, "<i4", -1, groups, self.documents, documents)
+        self.documents += documents
         self.tokens += count
-        self._names.writelines(json.dumps(name).encode() + b"\n" for name in packed.names)
-        wanted = np.ones(count, dtype="<u1") if packed.wanted is None else packed.wanted
-        self._wanted.write(wanted.astype("<u1").data)
-        self.has_prompts |= packed.wanted is not None
-        ones = np.ones(count, dtype="<f2")
-        weights = ones if packed.weights is None else packed.weights.astype("<f2")
-        self._weights.write(weights.data)
-        self.has_weights |= packed.weights is not None
-        rewards = packed.rewards
-        if rewards is None:
-            rewards = np.full(len(packed.names), np.nan, dtype=np.float32)
-        self._rewards.write(rewards.astype("<f4").data)
-        self.has_rewards |= packed.rewards is not None
-        # a name is one group, whichever sources it stands in
-        groups = [
-            -1 if name is None else self.groups.setdefault(name, len(self.groups))
-            for name in packed.groups
-        ]
-        self._groups.write(np.array(groups, dtype="<i4").data)
 
-    def add_source(self, count: SourceCount, bad: BadLines, first_bad: int) -> None:
-        """Note what a source gave, after its documents."""
-        self.sources.append(count)
-        if lines := bad.lines[first_bad:]:
-            with (self.folder / BAD_LINES_FILE).open("a", encoding="ascii") as file:
-                file.writelines(line.as_json() + "\n" for line in lines)
+    def add_bad(self, lines: Sequence[BadLine]) -> None:
+        """Append what was left out."""
+        if lines:
+            content = "".join(line.as_json() + "\n" for line in lines)
+            self._file(BAD_LINES_FILE).write(content.encode("ascii"))
+
+    def bad_lines(self) -> list[BadLine]:
+        """All that was left out so far.
+
+        Raises:
+            DataError: the list cannot be read.
+        """
+        if BAD_LINES_FILE not in self._files:
+            return []
+        self._files[BAD_LINES_FILE].flush()
+        path = self.folder / BAD_LINES_FILE
+        try:
+            return [BadLine(**json.loads(line)) for line in path.read_bytes().splitlines()]
+        except (ValueError, TypeError, RecursionError) as error:
+            raise DataError(
+                f"'{path}' is damaged: {error}. Delete '{self.folder}' and run again."
+            ) from error
+
+    def save(self) -> Written:
+        """How far it is, once that is on the disk."""
+        for name, file in self._files.items():
+            file.flush()
+            sync_file(self.folder / name)
+        return Written(
+            self.documents, self.tokens, {name: file.tell() for name, file in self._files.items()}
+        )
 
     def finish(self) -> None:
-        """Drop columns that say nothing, and write the tokenizer and the manifest."""
-        columns: dict[BaseColumn, bool] = {
-            "wanted": self.has_prompts,
-            "loss_weights": self.has_weights,
-        }
-        document_columns: dict[DocumentColumn, bool] = {
-            "rewards": self.has_rewards,
-            "groups": bool(self.groups),
-        }
-        files = (_WANTED_FILE, _WEIGHTS_FILE, _REWARDS_FILE, _GROUPS_FILE)
-        kept = (*columns.values(), *document_columns.values())
-        for file, is_kept in zip(files, kept, strict=True):
-            if not is_kept:
-                (self.folder / file).unlink()
+        """Write the tokenizer, and the manifest when all else is on the disk; files are closed."""
         self.tokenizer.save(self.folder)
+        for path in self.folder.iterdir():
+            sync_file(path)
+        columns: dict[BaseColumn, str] = {"wanted": _WANTED_FILE, "loss_weights": _WEIGHTS_FILE}
+        of_documents: dict[DocumentColumn, str] = {
+            "rewards": _REWARDS_FILE,
+            "groups": _GROUPS_FILE,
+        }
         manifest = Manifest(
             tokenizer=self.tokenizer.fingerprint,
             vocab_size=self.tokenizer.vocab_size,
@@ -152,8 +201,73 @@ class ShardWriter:
             tokens=self.tokens,
             documents=self.documents,
             tokens_sha256=self._digest.hexdigest(),
-            columns=[name for name, is_kept in columns.items() if is_kept],
-            document_columns=[name for name, is_kept in document_columns.items() if is_kept],
+            columns=[name for name, file in columns.items() if file in self._files],
+            document_columns=[name for name, file in of_documents.items() if file in self._files],
             sources=self.sources,
         )
-        (self.folder / MANIFEST_FILE).write_text(manifest.model_dump_json(indent=2) + "\n")
+        replace_file(
+            self.folder / MANIFEST_FILE, (manifest.model_dump_json(indent=2) + "\n").encode()
+        )
+
+    def _file(self, name: str) -> IO[bytes]:
+        """An open file, which is there from the first time it is asked for."""
+        if name not in self._files:
+            self._files[name] = self._open_files.enter_context((self.folder / name).open("wb"))
+        return self._files[name]
+
+    def _add_column(
+        self,
+        name: str,
+        dtype: str,
+        plain: float,
+        values: NDArray[Any] | None,
+        before: int,
+        count: int,
+    ) -> None:
+        """Append to a column, which begins to exist where the data first say something."""
+        if values is None and name not in self._files:
+            return
+        if name not in self._files:
+            for start in range(0, before, _CHUNK):
+                piece = np.full(min(_CHUNK, before - start), plain, dtype=dtype)
+                self._file(name).write(piece.data)
+        here = np.full(count, plain, dtype=dtype) if values is None else values.astype(dtype)
+        self._file(name).write(here.data)
+
+    def _indexes_of(self, groups: Sequence[str | None]) -> NDArray[np.int32] | None:
+        """Of the documents' groups; a name is one group, whichever sources it stands in."""
+        if all(name is None for name in groups):
+            return None
+        known = len(self._groups)
+        indexes = [
+            -1 if name is None else self._groups.setdefault(name, len(self._groups))
+            for name in groups
+        ]
+        if new := list(self._groups)[known:]:
+            self._file(GROUP_NAMES_FILE).write(_json_lines(new))
+        return np.array(indexes, dtype=np.int32)
+
+    def _go_on(self, before: Written) -> None:
+        for name, size in before.files.items():
+            path = self.folder / name
+            if not path.is_file() or path.stat().st_size < size:
+                raise DataError(
+                    f"'{path}' is damaged: it has less than was written. Delete '{self.folder}' "
+                    "and run again."
+                )
+            file = self._open_files.enter_context(path.open("r+b"))
+            if name == TOKENS_FILE:
+                for start in range(0, size, _CHUNK):
+                    self._digest.update(file.read(min(_CHUNK, size - start)))
+            elif name == GROUP_NAMES_FILE:
+                names = file.read(size).splitlines()
+                self._groups = {json.loads(line): index for index, line in enumerate(names)}
+            file.truncate(size)
+            file.seek(size)
+            self._files[name] = file
+        self.documents, self.tokens = before.documents, before.tokens
+
+
+def _json_lines(texts: Sequence[str]) -> bytes:
+    """Each text as a JSON string on a line of its own."""
+    return json.dumps(list(texts), separators=("\n", ""))[1:-1].encode() + b"\n"

@@ -2,10 +2,10 @@
 
 import os
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Literal, cast, get_args
 
 from wmtp.data.contest import (
     CONTEST_KEYS,
@@ -13,8 +13,16 @@ from wmtp.data.contest import (
     contest_documents,
     parse_contest_row,
 )
-from wmtp.data.documents import BadLines, Document, Segment, TokenDocument, UnusableError
+from wmtp.data.documents import (
+    BadLine,
+    BadLines,
+    Document,
+    Segment,
+    TokenDocument,
+    UnusableError,
+)
 from wmtp.data.hub import fetch_dataset, files_of_split, is_hub_name
+from wmtp.data.json_blocks import object_of, parse_block
 from wmtp.data.json_lines import (
     HUMANEVAL_KEYS,
     MBPP_KEYS,
@@ -24,7 +32,6 @@ from wmtp.data.json_lines import (
     parse_humaneval_row,
     parse_mbpp_row,
     parse_object,
-    parse_row,
     unix_newlines,
 )
 from wmtp.data.splits import (
@@ -36,8 +43,8 @@ from wmtp.data.splits import (
     in_split,
 )
 from wmtp.data.text_files import (
-    LONGEST_LINE_BYTES,
     first_lines,
+    read_blocks,
     read_lines,
     read_text,
     uncompressed_suffix,
@@ -61,6 +68,10 @@ CODE_LANGUAGES = """
 CODE_SUFFIXES = frozenset(CODE_LANGUAGES.split())
 _SKIPPED_FOLDERS = frozenset({"__pycache__", "site-packages", "dist-packages", "node_modules"})
 _STDLIB_TESTS = frozenset({"test", "tests", "idle_test"})
+
+
+class RefusedSourceError(DataError):
+    """A source that is mostly bad, or out of which nothing came: read again it will be the same."""
 
 
 @dataclass(frozen=True)
@@ -114,10 +125,12 @@ def read_documents(source: Source, bad: BadLines) -> Iterator[Document | TokenDo
     """
     found = list_files(source)
     reader = _Reader(source, found, bad)
-    if found.format == "contest":
+    if found.format == "jsonl":
+        yield from reader.read_jsonl()
+    elif found.format == "contest":
         yield from reader.read_contests()
     elif found.format in LINE_FORMATS:
-        yield from reader.read_lines()
+        yield from reader.read_benchmark()
     else:
         yield from reader.read_files()
     reader.check()
@@ -229,8 +242,18 @@ class _Reader:
         self.read = self.used = 0
         self.bad_before = len(bad.lines)
 
-    def read_lines(self) -> Iterator[Document | TokenDocument]:
+    def read_jsonl(self) -> Iterator[Document | TokenDocument]:
         """One document per line of JSON."""
+        for path in self.found.files:
+            for block in read_blocks(path):
+                parsed = parse_block(block, self.found.split)
+                self.read += parsed.read
+                self.used += len(parsed.documents)
+                self.bad.lines += parsed.bad
+                yield from parsed.documents
+
+    def read_benchmark(self) -> Iterator[Document]:
+        """One document per problem, each problem once."""
         places: dict[object, str] = {}
         for path in self.found.files:
             for number, line in read_lines(path):
@@ -273,33 +296,24 @@ class _Reader:
                 self.used += 1
                 yield Document(str(path), (Segment(text),))
 
-    def _parse(
-        self, line: bytes | None, place: str, places: dict[object, str]
-    ) -> Document | TokenDocument | None:
-        """The document of a line; None if it is of another split."""
-        row = _object(line)
+    def _parse(self, line: bytes | None, place: str, places: dict[object, str]) -> Document | None:
+        """The problem of a line; None if it is of another split."""
+        row = object_of(line)
         split = self.found.split
         if self.found.format == "mbpp":
             problem = parse_mbpp_row(row, place)
             task_id = mbpp_task_id(row)
             _refuse_repeated("task_id", task_id, place, places)
             return problem if split == "all" or task_id in MBPP_SPLITS[split] else None
-        if self.found.format == "humaneval":
-            problem = parse_humaneval_row(row, place)
-            _refuse_repeated("task_id", humaneval_task_id(row), place, places)
-            return problem
-        document = parse_row(row, place)
-        if isinstance(document, TokenDocument):
-            key = str(document.ids)
-        else:
-            key = "".join(segment.text for segment in document.segments)
-        return document if in_split(key, split) else None
+        problem = parse_humaneval_row(row, place)
+        _refuse_repeated("task_id", humaneval_task_id(row), place, places)
+        return problem
 
     def _parse_contest(
         self, line: bytes | None, place: str, places: dict[object, str]
     ) -> list[Document]:
         """The documents of a problem's programs that are in the split."""
-        problem = parse_contest_row(_object(line), place)
+        problem = parse_contest_row(object_of(line), place)
         _refuse_repeated("name", problem.name, place, places)
         self.read += len(problem.correct) + len(problem.incorrect) - 1
         split, solutions = self.found.split, self.source.solutions
@@ -308,35 +322,45 @@ class _Reader:
     def check(self) -> None:
         """Refuse a source that is mostly bad, or out of which nothing came."""
         bad = self.bad.lines[self.bad_before :]
-        kind = self.found.format
-        what = "programs" if kind == "contest" else "lines" if kind in LINE_FORMATS else "files"
-        held_out = CONTEST_VALIDATION_SHARE if kind == "contest" else VALIDATION_SHARE
-        if bad and 2 * len(bad) > self.read:
-            raise DataError(
-                f"data source '{self.source.path}': {len(bad)} of {self.read} {what} cannot be "
-                f"used as {self.found.format}; the first is {bad[0]}.\n"
-                + "\n".join(BadLines(bad).report())
-            )
-        if not self.used:
-            share = (
-                f" ({held_out:.0%} of the documents)" if self.source.split == "validation" else ""
-            )
-            raise DataError(
-                f"data source '{self.source.path}': none of its {self.read} {what} is in the split "
-                f"'{self.source.split}'{share}. Give more data, or name another split."
-                if self.read
-                else f"data source '{self.source.path}' is empty."
-            )
+        check_reading(self.source, self.found, self.read, self.used, len(bad), bad)
+
+
+def check_reading(
+    source: Source, found: SourceFiles, read: int, used: int, unread: int, bad: Sequence[BadLine]
+) -> None:
+    """Refuse a source that is mostly bad, or out of which nothing came.
+
+    Args:
+        source: what was read.
+        found: its files.
+        read: lines (of contests programs, of trees files) that were read.
+        used: documents that came of them.
+        unread: how many could not be read.
+        bad: to be told; the first ``unread`` of them or more.
+
+    Raises:
+        RefusedSourceError: it is so.
+    """
+    kind = found.format
+    what = "programs" if kind == "contest" else "lines" if kind in LINE_FORMATS else "files"
+    held_out = CONTEST_VALIDATION_SHARE if kind == "contest" else VALIDATION_SHARE
+    if unread and 2 * unread > read:
+        raise RefusedSourceError(
+            f"data source '{source.path}': {unread} of {read} {what} cannot be "
+            f"used as {kind}; the first is {bad[0]}.\n" + "\n".join(BadLines(list(bad)).report())
+        )
+    if not used:
+        share = f" ({held_out:.0%} of the documents)" if source.split == "validation" else ""
+        raise RefusedSourceError(
+            f"data source '{source.path}': none of its {read} {what} is in the split "
+            f"'{source.split}'{share}. Give more data, or name another split."
+            if read
+            else f"data source '{source.path}' is empty."
+        )
 
 
 def _name_below(root: Path, path: Path) -> str:
     return path.relative_to(root).as_posix()
-
-
-def _object(line: bytes | None) -> dict[str, Any]:
-    if line is None:
-        raise UnusableError("line too long", f"over {LONGEST_LINE_BYTES} bytes")
-    return parse_object(line)
 
 
 def _refuse_repeated(key: str, value: object, place: str, places: dict[object, str]) -> None:

@@ -1,13 +1,14 @@
 """Lines and texts of files, compressed or not, in bounded memory."""
 
 import gzip
+import io
 import lzma
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, NamedTuple, cast
 
 from wmtp.data.documents import UnusableError
 from wmtp.errors import DataError
@@ -26,6 +27,7 @@ _OTHER_FORMATS = {
     b"ARROW1": "an Arrow file",
 }
 
+BLOCK_BYTES = 2 * 1024**2
 LONGEST_LINE_BYTES = 64 * 1024**2
 LONGEST_TEXT_BYTES = 4 * 1024**3
 
@@ -36,27 +38,69 @@ def uncompressed_suffix(path: Path) -> str:
     return Path(path.stem).suffix.lower() if suffix in _COMPRESSED else suffix
 
 
+class LineBlock(NamedTuple):
+    """Whole lines of a file, as they stand in it.
+
+    Attributes:
+        path: of the file.
+        first: number of the first line, from 1.
+        content: the lines; of one that is too long only its beginning.
+        next: number of the line after the last one.
+        end: where that one begins, in bytes of the uncompressed file.
+    """
+
+    path: str
+    first: int
+    content: bytes
+    next: int
+    end: int
+
+    def lines(self) -> Iterator[tuple[int, bytes | None]]:
+        """Number and content of each line that is not blank; None for one too long to hold."""
+        for number, line in enumerate(io.BytesIO(self.content), self.first):
+            if len(line) > LONGEST_LINE_BYTES:
+                yield number, None
+                continue
+            if number == 1:
+                line = line.removeprefix(_BYTE_ORDER_MARK)
+            if line and not line.isspace():
+                yield number, line
+
+
+def read_blocks(path: Path, offset: int = 0, first: int = 1) -> Iterator[LineBlock]:
+    """A file in pieces of about 2 MiB, cut between lines: the same pieces wherever reading begins.
+
+    Args:
+        path: compressed or not.
+        offset: where to begin: ``end`` of a block that was read before.
+        first: number of the line there: ``next`` of that block.
+
+    Raises:
+        DataError: the file cannot be opened or decompressed.
+    """
+    with open_binary(path) as file:
+        if uncompressed_suffix(path) == path.suffix.lower():
+            _refuse_other_formats(path)
+        file.seek(offset)
+        while content := file.read(BLOCK_BYTES):
+            if not content.endswith(b"\n"):
+                tail = file.readline(LONGEST_LINE_BYTES + 1)
+                content += tail
+                while tail and not tail.endswith(b"\n"):  # too long, or the end of the file
+                    tail = file.readline(LONGEST_LINE_BYTES)
+            count = content.count(b"\n") + (not content.endswith(b"\n"))
+            yield LineBlock(str(path), first, content, first + count, file.tell())
+            first += count
+
+
 def read_lines(path: Path) -> Iterator[tuple[int, bytes | None]]:
     """Number (from 1) and content of each line that is not blank; None for one too long to hold.
 
     Raises:
         DataError: the file cannot be opened or decompressed.
     """
-    with open_binary(path) as file:
-        number = 0
-        if uncompressed_suffix(path) == path.suffix.lower():
-            _refuse_other_formats(path)
-        while line := file.readline(LONGEST_LINE_BYTES + 1):
-            number += 1
-            if len(line) > LONGEST_LINE_BYTES:
-                while line and not line.endswith(b"\n"):
-                    line = file.readline(LONGEST_LINE_BYTES)
-                yield number, None
-                continue
-            if number == 1:
-                line = line.removeprefix(_BYTE_ORDER_MARK)
-            if line.strip():
-                yield number, line
+    for block in read_blocks(path):
+        yield from block.lines()
 
 
 def _refuse_other_formats(path: Path) -> None:

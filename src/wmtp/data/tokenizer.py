@@ -133,6 +133,11 @@ class TextTokenizer:
         """Ids of each text; the texts are tokenized in parallel where the environment allows."""
         return [ids for ids, _ in self._encode(texts, with_ends=False)]
 
+    def encode_joined(self, texts: Sequence[str]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        """The same ids, all texts' one after the other, and how many there are of each."""
+        ids = self.encode_batch(texts)
+        return np.concatenate([_NOTHING, *ids]), np.array([len(one) for one in ids], dtype=np.int64)
+
     def encode_with_ends(self, text: str) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         """Ids of a text, and for each the number of characters up to and including its last."""
         (encoded,) = self._encode([text], with_ends=True)
