@@ -34,7 +34,7 @@ from wmtp.verify.llama_cpp_engine import find_engine
 ROOT = Path("runs/korean")
 TEXT, TOKENIZER, SHARDS = ROOT / "text", ROOT / "tokenizer", ROOT / "shards"
 RUN = ROOT / "small"
-PROMPT = "이 영화는"
+PROMPTS = ("이 영화는", "이 문서에서는")
 GATE, LEAD = 1.75, 0.10
 """Bits per byte that the model must reach, and how far it must stay below PPMd alone."""
 
@@ -94,11 +94,12 @@ def main() -> int:
     passed = compare(figures, texts(train), texts(held_out))
 
     say("6. What it writes, with its heads and without")
-    writing = ["generate", "--model", str(model), "--prompt", PROMPT, "--max-new-tokens", "80"]
-    if wmtp_says(*writing, "--speculative", "3") != wmtp_says(*writing, "--speculative", "off"):
-        print("error: drafts changed the text", file=sys.stderr)
-        return 1
-    wmtp(*writing, "--temperature", "0.8", "--seed", "1", "--repetition-penalty", "1.1")
+    for prompt in PROMPTS:
+        writing = ["generate", "--model", str(model), "--prompt", prompt, "--max-new-tokens", "80"]
+        if wmtp_says(*writing, "--speculative", "3") != wmtp_says(*writing, "--speculative", "off"):
+            print("error: drafts changed the text", file=sys.stderr)
+            return 1
+        wmtp(*writing, "--temperature", "0.8", "--seed", "1", "--repetition-penalty", "1.1")
 
     say("7. GGUF, for llama.cpp")
     exported = ROOT / "small.gguf"
@@ -109,7 +110,7 @@ def main() -> int:
         print(f"What it answers there is not checked: {error}")
     else:
         prompts = ROOT / "prompts.txt"
-        prompts.write_text(f"{PROMPT}\n이 문서에서는\n")
+        prompts.write_text("".join(f"{prompt}\n" for prompt in PROMPTS))
         wmtp("verify-export", "--model", str(model), "--export", str(exported),
              "--prompts", str(prompts))  # fmt: skip
     print(f"\n{(time.monotonic() - started) / 60:.1f} minutes in all")

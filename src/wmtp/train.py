@@ -12,6 +12,8 @@ import os
 from functools import partial
 from pathlib import Path
 
+import torch
+
 from wmtp.average import AVERAGE_NAME, average_checkpoints, newest_good_checkpoints
 from wmtp.checkpoints.checkpoint import require_space, set_aside_after, write_folder
 from wmtp.checkpoints.saving import Saver, naming_last_good
@@ -347,6 +349,7 @@ def places_of_step(job: Job, step: int) -> list[str]:
 
 def evaluate_held_out(job: Job) -> dict[str, float]:
     """Figures on the recipe's evaluation data, as ``eval/...``."""
+    lengths = job.tokenizer.bytes_of_ids
     figures = measure_heads(
         job.model,
         job.evaluation_batches(),
@@ -354,6 +357,7 @@ def evaluate_held_out(job: Job) -> dict[str, float]:
         job.settings.recipe.head_scale,
         job.workspace,
         job.ranks,
+        None if lengths is None else torch.from_numpy(lengths),
     )
     return {f"eval/{name}": value for name, value in figures.items()}
 

@@ -31,6 +31,31 @@ def test_every_text_comes_back_as_it_was(tokenizer: TextTokenizer, text: str) ->
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
+@pytest.mark.parametrize("text", ODD_TEXTS)
+def test_bytes_of_ids_add_up_to_the_text(tokenizer: TextTokenizer, text: str) -> None:
+    lengths = tokenizer.bytes_of_ids
+    assert lengths is not None
+    assert len(lengths) == tokenizer.vocab_size
+    assert lengths[tokenizer.encode(text)].sum() == len(text.encode())
+    assert lengths[tokenizer.eos_id] == 0
+
+
+def test_bytes_of_added_words_are_theirs_and_of_whole_words_unknown(tmp_path: Path) -> None:
+    train_tokenizer(["a b"], 280).save(tmp_path)
+    model = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    model.add_tokens(["한 글"])  # no byte-level spelling
+    model.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = TextTokenizer.load(tmp_path)
+    lengths = tokenizer.bytes_of_ids
+    assert lengths is not None
+    assert lengths[tokenizer.encode("한 글")].tolist() == [7]
+
+    words = Tokenizer(models.WordLevel({"</s>": 0, "a": 1}, unk_token="a"))
+    words.add_special_tokens(["</s>"])
+    words.save(str(tmp_path / "tokenizer.json"))
+    assert TextTokenizer.load(tmp_path).bytes_of_ids is None
+
+
 def test_literal_special_token_is_only_text(tokenizer: TextTokenizer) -> None:
     ids = tokenizer.encode("a<|endoftext|>b")
     assert tokenizer.eos_id not in ids

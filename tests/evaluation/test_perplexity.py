@@ -1,10 +1,14 @@
 import math
+from collections.abc import Iterator
 
 import pytest
 import torch
 
 from tests.model.toys import toy_model
+from wmtp.data.batches import Batch
+from wmtp.data.tokenizer import TextTokenizer
 from wmtp.data.tokenizer_training import train_tokenizer
+from wmtp.evaluation.held_out import measure_heads
 from wmtp.evaluation.perplexity import TextFigures, measure_text
 from wmtp.loss import Workspace
 from wmtp.runtime.device import choose_device
@@ -63,3 +67,41 @@ def test_short_texts_share_rows_and_do_not_see_each_other() -> None:
     apart = measure(texts)
     assert len(passes) >= apart.documents
     assert apart.nats == pytest.approx(together.nats, rel=1e-5)
+
+
+def rows_of(tokenizer: TextTokenizer, texts: list[str]) -> Iterator[Batch]:
+    """Each text in a row of its own, with the token that ends it."""
+    for text in texts:
+        ids = torch.tensor([[*tokenizer.bos_ids, *tokenizer.encode(text), tokenizer.eos_id]])
+        targets_BSH = torch.full((1, ids.shape[1], 1), -100)
+        targets_BSH[0, :-1, 0] = ids[0, 1:]
+        valid_BSH = targets_BSH >= 0
+        yield Batch(
+            tokens_BS=ids,
+            targets_BSH=targets_BSH,
+            valid_BSH=valid_BSH,
+            documents_BS=None,
+            reference_ce_BSH=None,
+            loss_weights_BSH=None,
+            valid_counts_H=(int(valid_BSH.sum()),),
+            rows=range(1),
+        )
+
+
+def test_held_out_bits_per_byte_of_training_are_those_of_the_text() -> None:
+    """The end of a text costs nats and no bytes: it is left out of both."""
+    tokenizer = train_tokenizer(iter([TEXT]), 280)
+    model = toy_model(1, vocab_size=tokenizer.vocab_size, max_seq_length=300)
+    texts = [TEXT, "한글 jumps", "the"]
+    wanted = measure_text(model, tokenizer, texts, CPU, Workspace(), window=300)
+    assert wanted is not None
+    lengths = tokenizer.bytes_of_ids
+    assert lengths is not None
+    rows, workspace = list(rows_of(tokenizer, texts)), Workspace()
+    bytes_V = torch.from_numpy(lengths)
+    found = measure_heads(model, rows, CPU, (1.0,), workspace, bytes_V=bytes_V)
+    assert found["bits_per_byte"] == pytest.approx(wanted.bits_per_byte, rel=1e-5)
+    assert "bits_per_byte" not in measure_heads(model, rows, CPU, (1.0,), workspace)
+    bytes_V[tokenizer.eos_id] = 1  # that it would show
+    worse = measure_heads(model, rows, CPU, (1.0,), workspace, bytes_V=bytes_V)
+    assert worse["bits_per_byte"] != pytest.approx(wanted.bits_per_byte, rel=1e-3)

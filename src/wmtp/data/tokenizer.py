@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from wmtp.data.byte_level import read_token
 from wmtp.errors import DataError
 from wmtp.untrusted import LARGEST_JSON, read_bounded, read_json
 
@@ -150,6 +151,23 @@ class TextTokenizer:
     def token_text(self, token_id: int) -> str:
         """What one token stands for, as it would be decoded."""
         return self.decode([token_id], skip_special=False)
+
+    @cached_property
+    def bytes_of_ids(self) -> NDArray[np.int32] | None:
+        """UTF-8 bytes of text that each id stands for, ``[vocab_size]``; 0 for special ones.
+
+        None where an id alone does not tell: the tokenizer is not byte-level.
+        """
+        if '"ByteLevel"' not in json.dumps(self._json.get("decoder")):
+            return None
+        lengths = np.zeros(self.vocab_size, dtype=np.int32)
+        for text, token_id in self._model.get_vocab(with_added_tokens=False).items():
+            token = read_token(text)
+            if token is not None:  # anything else is a special token's name
+                lengths[token_id] = len(token)
+        for token_id, added in self._model.get_added_tokens_decoder().items():
+            lengths[token_id] = 0 if added.special else len(added.content.encode())
+        return lengths
 
     @cached_property
     def special_ids(self) -> frozenset[int]:

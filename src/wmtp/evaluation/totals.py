@@ -44,6 +44,35 @@ class HeadTotals:
         return total / count if count else None
 
 
+class TextTotals:
+    """Nats of head 0 and UTF-8 bytes of its targets, special tokens left out.
+
+    Args:
+        bytes_V: bytes that each id stands for, on the device; 0 for special ones.
+        device: where the sums are.
+    """
+
+    def __init__(self, bytes_V: Tensor, device: Device) -> None:
+        self._bytes_V = bytes_V
+        self._nats, self._bytes = device.zeros(), device.zeros()
+
+    def add(self, ce_BSH: Tensor, targets_BSH: Tensor, measured_BSH: Tensor) -> None:
+        """Count the measured targets of a batch."""
+        measured_BS = measured_BSH[:, :, 0]
+        bytes_BS = self._bytes_V[targets_BSH[:, :, 0].masked_fill(~measured_BS, 0)] * measured_BS
+        self._nats += (ce_BSH[:, :, 0] * (bytes_BS > 0)).sum(dtype=self._nats.dtype)
+        self._bytes += bytes_BS.sum()
+
+    def tensors(self) -> list[Tensor]:
+        """The sums, as they stand."""
+        return [self._nats, self._bytes]
+
+    def bits_per_byte(self) -> float | None:
+        """Summed cross-entropy in bits per byte of text; None without text."""
+        nats, text_bytes = self._nats.item(), self._bytes.item()
+        return nats / math.log(2) / text_bytes if text_bytes else None
+
+
 class WeightTotals:
     """Statistics of the weights of valid targets over one or more steps."""
 
