@@ -321,7 +321,10 @@ def plain_logits(
 
 
 def plain_ce(hidden_HBSD: Sequence[Tensor], matrices: Sequence[Tensor], problem: Problem) -> Tensor:
-    logits_BSHV = plain_logits(hidden_HBSD, matrices, problem)
+    return ce_of_logits(plain_logits(hidden_HBSD, matrices, problem), problem)
+
+
+def ce_of_logits(logits_BSHV: Tensor, problem: Problem) -> Tensor:
     targets = torch.where(problem.valid_BSH, problem.targets_BSH, 0)
     return F.cross_entropy(logits_BSHV.movedim(-1, 1), targets, reduction="none")
 
@@ -344,9 +347,9 @@ def check_against_float64(
         matrix.double().requires_grad_(schedule.trains(m))
         for m, matrix in enumerate(problem.matrices)
     ]
-    ce_BSH = plain_ce(hidden, matrices, problem)
     logits_BSHV = plain_logits(hidden, matrices, problem)
-    shared_BSH = distilled_ce(logits_BSHV, ce_BSH, distill)
+    ce_BSH = ce_of_logits(logits_BSHV, problem)
+    shared_BSH = distilled_ce(logits_BSHV, ce_BSH, distill) if distill else ce_BSH
     if z_loss:
         shared_BSH = z_loss_ce(logits_BSHV, shared_BSH, z_loss)
     scale_H = None if head_scale is None else torch.tensor(head_scale).double()

@@ -52,7 +52,7 @@ def test_gradients_stay_within_the_limits_at_realistic_width(
     schedule: Schedule, dtype: torch.dtype
 ) -> None:
     S, chunk_rows = (24, 64) if schedule.matrix_of_head == (0,) else (64, 256)
-    problem = make_problem(schedule, B=1, S=S, D=256, V=8192, dtype=dtype)
+    problem = make_problem(schedule, B=1, S=S, D=256, V=4096, dtype=dtype)
     result = run(problem, schedule, chunk_rows=chunk_rows, distill=0.5)
     check_against_float64(problem, schedule, result, LIMITS[dtype], distill=0.5)
 

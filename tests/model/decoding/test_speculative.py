@@ -13,15 +13,15 @@ from wmtp.model.multi_token import MultiTokenModel
 from .taught import prompts, taught_model
 
 MODELS = [
-    ("sequential", "llama", "post_norm", "chained", 20),
+    ("sequential", "llama", "post_norm", "chained", 12),
     ("sequential", "llama", "pre_norm", "chained", 4),
     ("sequential", "qwen3", "post_norm", "chained", 4),
     ("sequential", "gpt2", "post_norm", "chained", 4),
-    ("sequential", "llama", "pre_norm", "trunk", 20),
+    ("sequential", "llama", "pre_norm", "trunk", 12),
     ("sequential", "gpt2", "post_norm", "trunk", 4),
-    ("parallel", "llama", "post_norm", "chained", 20),
+    ("parallel", "llama", "post_norm", "chained", 12),
     ("parallel", "gpt2", "post_norm", "chained", 4),
-    ("linear", "llama", "post_norm", "chained", 20),
+    ("linear", "llama", "post_norm", "chained", 12),
 ]
 LENGTHS = (1, 2, 20, 3, 7)
 TEXTS = 6000
@@ -35,10 +35,10 @@ def plain(model: MultiTokenModel, prompt: list[int], count: int, **options: obje
 def test_greedy_text_is_that_of_plain_decoding(
     kind: str, trunk: str, hidden: str, context: str, count: int
 ) -> None:
-    """Texts of 128 tokens of each kind of heads, one by one and four at once; drafts are taken."""
+    """Texts of 96 tokens of each kind of heads, one by one and four at once; drafts are taken."""
     model = taught_model(kind, trunk, hidden, context)
     all_prompts = prompts(*(LENGTHS * 4)[:count])
-    tokens = 128 if count == 20 else 32
+    tokens = 96 if count == 12 else 32
     texts = [plain(model, prompt, tokens) for prompt in all_prompts]
     lengths = (1, 2, 3, "auto")
     for number, (prompt, text) in enumerate(zip(all_prompts, texts, strict=True)):
