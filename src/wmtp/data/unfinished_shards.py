@@ -12,7 +12,7 @@ shards it holds, as long as it is not:
 """
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Final
@@ -24,7 +24,7 @@ from wmtp.data.shard_writer import GROUP_NAMES_FILE, Written
 from wmtp.data.shards import MANIFEST_FILE, OriginCount, SourceCount, is_shards
 from wmtp.errors import ConfigError, DataError
 from wmtp.runtime.durable import remove, replace_file, storage_errors, sync_folder
-from wmtp.runtime.lock import hold_run_lock
+from wmtp.runtime.output_folder import first_few, hold_output_folder, refuse_other_beginning
 from wmtp.untrusted import LARGEST_JSON, read_bounded
 
 _PROGRESS_FILE: Final = "progress.json"
@@ -113,24 +113,13 @@ def hold_unfinished(out: Path, plan: ShardPlan) -> Iterator[Path | None]:
         raise DataError(f"'{folder}' is in the way. Delete it, or name another folder.")
     with storage_errors(f"{folder} could not be written"):
         folder.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as held:
-        try:
-            held.enter_context(hold_run_lock(folder / _LOCK_FILE, str(folder)))
-        except ConfigError as error:
-            raise ConfigError(
-                f"'{out}' is being written by another process. Wait for it, or name another folder."
-            ) from error
+    with hold_output_folder(folder / _LOCK_FILE, out):
         if _is_complete(out, plan):  # another process was faster
             remove(folder)
             yield None
             return
         if (folder / PLAN_FILE).is_file():
-            changed = differences(read_plan(folder / PLAN_FILE), plan)
-            if changed:
-                raise ConfigError(
-                    f"'{folder}' was begun with something else: {_first(changed)}.\n"
-                    "Put that back, delete the folder, or name another one."
-                )
+            refuse_other_beginning(folder, differences(read_plan(folder / PLAN_FILE), plan))
         else:
             with storage_errors(f"{folder} could not be written"):
                 _remove_others(folder, {_LOCK_FILE})
@@ -208,15 +197,10 @@ def _is_complete(out: Path, plan: ShardPlan) -> bool:
         raise DataError(f"'{out}' exists already. Delete it, or name another folder.")
     if changed := differences(read_plan(out / PLAN_FILE), plan):
         raise ConfigError(
-            f"'{out}' exists already, and was made of something else: {_first(changed)}.\n"
+            f"'{out}' exists already, and was made of something else: {first_few(changed)}.\n"
             "Delete it, or name another folder."
         )
     return True
-
-
-def _first(changed: list[str]) -> str:
-    more = f" (and {len(changed) - 3} more)" if len(changed) > 3 else ""
-    return "; ".join(changed[:3]) + more
 
 
 def _remove_others(folder: Path, kept: set[str]) -> None:

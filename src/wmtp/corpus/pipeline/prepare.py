@@ -4,7 +4,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import accumulate, groupby
@@ -44,11 +44,11 @@ from wmtp.corpus.pipeline.writing import SIDES, FileTask, WrittenFile, file_task
 from wmtp.corpus.readers.reader import RawFile
 from wmtp.corpus.settings import CorpusSettings
 from wmtp.corpus.stages import PrivateData
-from wmtp.errors import ConfigError, DataError
+from wmtp.errors import DataError
 from wmtp.runtime.console import Console
 from wmtp.runtime.durable import replace_file, storage_errors
-from wmtp.runtime.lock import hold_run_lock
 from wmtp.runtime.machine import peak_resident_bytes
+from wmtp.runtime.output_folder import hold_output_folder, refuse_other_beginning
 from wmtp.runtime.pool import Run, pool
 
 REPORT_FILE: Final = "report.json"
@@ -186,13 +186,7 @@ def _folder_of_ours(out: Path) -> Iterator[None]:
         )
     with storage_errors(f"{out} could not be written"):
         out.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as held:
-        try:
-            held.enter_context(hold_run_lock(out / _LOCK_FILE, str(out)))
-        except ConfigError as error:
-            raise ConfigError(
-                f"'{out}' is being written by another process. Wait for it, or name another folder."
-            ) from error
+    with hold_output_folder(out / _LOCK_FILE, out):
         yield
 
 
@@ -207,12 +201,7 @@ def _settle_plan(settings: CorpusSettings, out: Path) -> tuple[Plan | None, Plan
     plan = make_plan(settings, before)
     if before is None:
         return None, plan
-    if changed := differences(before, plan):
-        more = f" (and {len(changed) - 3} more)" if len(changed) > 3 else ""
-        raise ConfigError(
-            f"'{out}' was begun with something else: {'; '.join(changed[:3])}{more}.\n"
-            "Put that back, delete the folder, or name another one."
-        )
+    refuse_other_beginning(out, differences(before, plan))
     return before, replace(plan, unit_bytes=before.unit_bytes)
 
 
