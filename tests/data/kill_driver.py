@@ -7,37 +7,15 @@ how many were killed.
 """
 
 import json
-import os
 import random
-import signal
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+
+from tests.processes.kills import kill_in_place_of, run_until_done
 
 from wmtp.data import prepare, text_files
 from wmtp.data.sources import make_source
 from wmtp.data.tokenizer import TextTokenizer
-
-ATTEMPTS = 1000
-
-
-def kill_in_place_of(number: int) -> None:
-    made = 0
-
-    def killing(real: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*arguments: Any, **more: Any) -> Any:
-            nonlocal made
-            made += 1
-            if made == number:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return real(*arguments, **more)
-
-        return call
-
-    for name in ("replace", "rename", "unlink"):
-        setattr(os, name, killing(getattr(os, name)))
 
 
 def main() -> None:
@@ -47,23 +25,18 @@ def main() -> None:
     sources = [make_source(*arguments) for arguments in spec["sources"]]
     tokenizer = TextTokenizer.load(spec["tokenizer"])
     generator = random.Random(spec["seed"])
-    for attempt in range(ATTEMPTS):  # all before this one were killed
-        child = os.fork()
-        if child == 0:
-            if "calls" in spec:
-                kill_in_place_of(attempt % spec["calls"] + 1)
-            prepare.prepare(sources, tokenizer, Path(spec["out"]), workers=spec["workers"])
-            os._exit(0)
+
+    def work(attempt: int) -> None:
+        if "calls" in spec:
+            kill_in_place_of(attempt % spec["calls"] + 1, ("replace", "rename", "unlink"))
+        prepare.prepare(sources, tokenizer, Path(spec["out"]), workers=spec["workers"])
+
+    def seconds_until_kill(attempt: int) -> float | None:
         if "kills" in spec and attempt < spec["kills"]:
-            time.sleep(generator.uniform(0.0, spec["seconds"]))
-            os.kill(child, signal.SIGKILL)
-        _, status = os.waitpid(child, 0)
-        if os.WIFEXITED(status):
-            if os.WEXITSTATUS(status):
-                sys.exit(f"attempt {attempt} failed")
-            print(attempt)
-            return
-    sys.exit("never done")
+            return generator.uniform(0.0, spec["seconds"])
+        return None
+
+    print(run_until_done(work, seconds_until_kill))
 
 
 if __name__ == "__main__":

@@ -20,6 +20,8 @@ from wmtp.data.tokenizer import TextTokenizer
 from wmtp.errors import ConfigError, DataError, StorageError
 from wmtp.runtime.lock import hold_run_lock
 
+ROOT = Path(__file__).parents[2]
+
 
 def rows(count: int) -> list[bytes]:
     """Lines of every kind; what is not plain comes late, so that columns begin in the middle."""
@@ -104,10 +106,8 @@ def drive(
     spec = {"sources": sources, "tokenizer": str(folder / "tokenizer"), "out": str(folder / "out"),
             "workers": 1, "block_bytes": 400, "seed": int(time.time()), **more}  # fmt: skip
     (folder / "spec.json").write_text(json.dumps(spec))
-    command = [sys.executable, str(Path(__file__).with_name("kill_driver.py"))]
-    done = subprocess.run(
-        [*command, str(folder / "spec.json")], capture_output=True, text=True, timeout=120
-    )
+    command = [sys.executable, "-m", "tests.data.kill_driver", str(folder / "spec.json")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return int(done.stdout)
 

@@ -14,7 +14,7 @@ from wmtp.corpus.pipeline import plan, prepare
 from wmtp.corpus.settings import load_corpus_settings
 from wmtp.runtime.console import Console
 
-DRIVER = Path(__file__).with_name("driver.py")
+ROOT = Path(__file__).parents[3]
 NOUNS = ("바람", "하늘", "나무", "바다", "학교", "친구", "여름", "겨울",
          "노래", "사진", "기차", "도시", "시장", "마을", "강물", "편지")  # fmt: skip
 VERBS = ("지나갔다", "흔들렸다", "빛났다", "멀어졌다", "돌아왔다", "사라졌다", "모였다", "들려왔다")
@@ -97,7 +97,11 @@ def drive(folder: Path, sources: Path, out: Path, **more: Any) -> int:
     path = folder / f"{out.name}.json"
     path.write_text(json.dumps(spec))
     done = subprocess.run(
-        [sys.executable, str(DRIVER), str(path)], capture_output=True, text=True, timeout=300
+        [sys.executable, "-m", "tests.corpus.pipeline.driver", str(path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     return int(done.stdout)
